@@ -1,0 +1,1 @@
+//! Turnmill runs coding-agent turns durably on Postgres.

@@ -1,0 +1,2 @@
+//! The `turnmill` command.
+fn main() {}
