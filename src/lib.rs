@@ -1,1 +1,14 @@
 //! Turnmill runs coding-agent turns durably on Postgres.
+
+pub mod agent;
+pub mod block;
+pub mod cli;
+pub mod config;
+pub mod e2b;
+pub mod keys;
+pub mod local;
+pub mod sandbox;
+pub mod store;
+pub mod tls;
+pub mod turn;
+pub mod worker;

@@ -1,0 +1,100 @@
+//! `turnmill doctor`: what a worker needs, checked one by one, each with what to do.
+
+use std::process::ExitCode;
+
+use secrecy::ExposeSecret as _;
+
+use super::{on_path, paint, store};
+use crate::config::Config;
+use crate::keys::Credentials;
+use crate::store::Store;
+
+/// Prints the findings; exit code 1 when a worker could not run.
+pub async fn run(config: &Config) -> anyhow::Result<ExitCode> {
+    let mut report = Report::default();
+    match store(config).await {
+        Ok(store) => {
+            report.good("database", "reachable");
+            database(&mut report, config, &store).await;
+        }
+        Err(error) => report.bad("database", &format!("{error:#}")),
+    }
+    e2b(&mut report, config).await;
+    match Credentials::from_environment(|name| std::env::var(name).ok()).source() {
+        Some(name) => report.good("model key", &format!("from {name}")),
+        None => report.note("model key", "none in the environment: only the mock agent can answer; set ANTHROPIC_API_KEY for Claude Code"),
+    }
+    match on_path("claude") {
+        Some(path) => report.good("claude", &format!("{} (used by turnmill dev; on E2B the template has its own)", path.display())),
+        None => report.note("claude", "not on the PATH; only turnmill dev would use it: npm install -g @anthropic-ai/claude-code"),
+    }
+    match crate::local::postgres::find_bin() {
+        Ok(path) => report.good("postgres", &format!("{} (for turnmill dev and demo)", path.display())),
+        Err(error) => report.note("postgres", &format!("{error:#}")),
+    }
+    Ok(report.end())
+}
+
+async fn database(report: &mut Report, config: &Config, store: &Store) {
+    match store.check_schema().await {
+        Ok(()) => report.good("schema", "up to date"),
+        Err(error) => return report.bad("schema", &format!("{error:#}")),
+    }
+    match store.expect_fleet(&config.fleet).await {
+        Ok(fleet) => report.good("fleet", &format!("{} ({})", fleet.name, fleet.id)),
+        Err(error) => report.bad("fleet", &format!("{error:#}")),
+    }
+    match store.pools().await {
+        Ok(pools) => {
+            for pool in pools {
+                let line = format!("{}: {} of {} slots held, {} turns ready, agent {}", pool.name, pool.held, pool.cap, pool.ready, pool.agent.first().map_or("", String::as_str));
+                match (pool.state.as_str(), pool.state_reason) {
+                    ("active", _) => report.good("pool", &line),
+                    (state, why) => report.bad("pool", &format!("{line}, {state}: {}", why.unwrap_or_default())),
+                }
+            }
+        }
+        Err(error) => report.bad("pools", &error.to_string()),
+    }
+    match store.workers().await.map(|all| all.into_iter().filter(|w| w.alive).count()) {
+        Ok(0) => report.note("workers", "none is running; start one: turnmill worker"),
+        Ok(n) => report.good("workers", &format!("{n} alive")),
+        Err(error) => report.bad("workers", &error.to_string()),
+    }
+}
+
+async fn e2b(report: &mut Report, config: &Config) {
+    if config.e2b.api_key.expose_secret().is_empty() {
+        return report.bad("sandboxes", "E2B_API_KEY is not set (turnmill dev brings its own sandboxes and needs none)");
+    }
+    match crate::worker::client(config).list(&[("turnmill_fleet", "doctor")]).await {
+        Ok(_) => report.good("sandboxes", "E2B takes our key"),
+        Err(error) => report.bad("sandboxes", &format!("{error}; check E2B_API_KEY, E2B_API_URL and E2B_DOMAIN")),
+    }
+}
+
+#[derive(Default)]
+struct Report {
+    bad: usize,
+}
+
+impl Report {
+    #[expect(clippy::unused_self, reason = "the three verdicts read alike")]
+    fn good(&mut self, what: &str, text: &str) {
+        anstream::println!("{}✓{} {what:<10} {text}", paint::GOOD, paint::OFF);
+    }
+
+    #[expect(clippy::unused_self, reason = "the three verdicts read alike")]
+    fn note(&mut self, what: &str, text: &str) {
+        anstream::println!("{}•{} {what:<10} {text}", paint::WARN, paint::OFF);
+    }
+
+    fn bad(&mut self, what: &str, text: &str) {
+        self.bad += 1;
+        anstream::println!("{}✗{} {what:<10} {text}", paint::BAD, paint::OFF);
+    }
+
+    fn end(self) -> ExitCode {
+        if self.bad == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
+}

@@ -1,0 +1,210 @@
+//! The commands, a file each.
+
+mod admin;
+mod agent;
+mod bench;
+mod demo;
+mod dev;
+mod doctor;
+mod local;
+mod paint;
+mod turns;
+mod watch;
+mod worker;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand};
+use secrecy::ExposeSecret as _;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+use tracing_subscriber::EnvFilter;
+
+use crate::config::Config;
+use crate::store::Store;
+
+const AFTER_HELP: &str = "\
+First steps, with nothing set up:
+  turnmill dev                        everything in one process, until Ctrl-C
+  turnmill enqueue 'Fix the login'    in another terminal; add --watch to see the answer
+  turnmill turns                      what ran, runs and waits
+
+In production: turnmill migrate, once a release; turnmill worker, as many as you like; enqueue by SQL:
+  SELECT turn_id FROM turnmill.enqueue_turn(prompt => '…', project_id => 'p1', session_id => 's1');
+
+turnmill doctor says what is missing. Every setting: config/default.toml.";
+
+/// Runs coding-agent turns durably on Postgres: the sandbox outlives the worker.
+#[derive(Debug, Parser)]
+#[command(version, about, after_help = AFTER_HELP, max_term_width = 100)]
+pub struct Cli {
+    /// TOML file with settings; the environment overrides it
+    #[arg(long, global = true, env = "TURNMILL_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// What to log to stderr: error, warn, info, debug, or per module (turnmill=debug,sqlx=warn); +json for JSON lines
+    #[arg(long, global = true, env = "TURNMILL_LOG", value_name = "FILTER", default_value = "")]
+    pub log: String,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What `turnmill` can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run everything here, with nothing to set up: Postgres, sandboxes, a worker
+    Dev(dev::Dev),
+    /// Commit a turn to the queue
+    Enqueue(turns::EnqueueArgs),
+    /// Stream a turn's blocks into the terminal, until it ends
+    Watch(watch::Watch),
+    /// List the newest turns
+    Turns(turns::Turns),
+    /// Cancel a turn: at once if it waits, within a second if it runs
+    Cancel(turns::Cancel),
+    /// Take turns from the queue and run them, until SIGTERM
+    Worker(worker::Worker),
+    /// Run the local E2B-compatible server (it isolates nothing: for development and tests)
+    Local(local::Local),
+    /// Bring the database's schema up to date
+    Migrate,
+    /// Show and change pools: caps, templates, agents
+    Pool(admin::Pools),
+    /// Show this database's fleet, or give a copied database an identity of its own
+    Fleet(admin::FleetArgs),
+    /// Check what a worker needs, and say what to do about what is missing
+    Doctor,
+    /// Stand-ins for a coding agent
+    Agent(agent::Agent),
+    /// Watch a turn survive its worker's kill -9
+    Demo(demo::Demo),
+    /// Measure the queue beside raw Postgres, in one run
+    Bench(bench::Bench),
+}
+
+impl Command {
+    /// Whether it runs until it is stopped, and so logs what it does.
+    pub fn is_service(&self) -> bool {
+        matches!(self, Self::Dev(_) | Self::Worker(_) | Self::Local(_))
+    }
+}
+
+/// Where the database is.
+#[derive(Debug, Args)]
+pub struct DatabaseArg {
+    /// Postgres of the fleet; without it, a `turnmill dev` that runs here
+    #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
+    pub database_url: Option<String>,
+}
+
+impl Cli {
+    /// Runs the command.
+    pub async fn run(self) -> anyhow::Result<ExitCode> {
+        let config = Config::load(self.config.as_deref())?;
+        match self.command {
+            Command::Dev(dev) => dev.run(config).await,
+            Command::Enqueue(enqueue) => enqueue.run(&config).await,
+            Command::Watch(watch) => watch.run(&config).await,
+            Command::Turns(turns) => turns.run(&config).await,
+            Command::Cancel(cancel) => cancel.run(&config).await,
+            Command::Worker(worker) => worker.run(config).await,
+            Command::Local(local) => local.run().await,
+            Command::Migrate => admin::migrate(&config).await,
+            Command::Pool(pools) => pools.run(&config).await,
+            Command::Fleet(fleet) => fleet.run(&config).await,
+            Command::Doctor => doctor::run(&config).await,
+            Command::Demo(demo) => demo.run().await,
+            Command::Bench(bench) => bench.run(config).await,
+            Command::Agent(agent) => Ok(agent.run()),
+        }
+    }
+}
+
+/// Logs to stderr: services say what they do, other commands only what goes wrong.
+pub fn logging(wanted: &str, service: bool) {
+    let json = wanted.ends_with("+json");
+    let wanted = wanted.trim_end_matches("+json");
+    let fallback = if service { "info,sqlx=warn,apalis=warn,apalis_core=warn" } else { "warn" };
+    let filter = EnvFilter::try_new(if wanted.is_empty() { fallback } else { wanted }).unwrap_or_else(|_| EnvFilter::new(fallback));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if json {
+        builder.json().init();
+    } else {
+        builder.with_target(false).with_ansi(anstream::stderr().is_terminal_like()).init();
+    }
+}
+
+/// Prints an error with its causes, and what Postgres adds as a hint.
+pub fn complain(error: &anyhow::Error) {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let said = match cause.downcast_ref::<sqlx::Error>() {
+            Some(sqlx::Error::Database(db)) => {
+                let hint = db.try_downcast_ref::<sqlx::postgres::PgDatabaseError>().and_then(|e| e.hint());
+                format!("{}{}", db.message(), hint.map(|h| format!("\n  {h}")).unwrap_or_default())
+            }
+            _ => cause.to_string(),
+        };
+        // Some errors repeat their source in their own text.
+        if !text.contains(&said) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&said);
+        }
+    }
+    anstream::eprintln!("{}error:{} {text}", paint::BAD, paint::OFF);
+}
+
+/// The database of the configuration, or of a `turnmill dev` on this machine.
+async fn store(config: &Config) -> anyhow::Result<Store> {
+    let configured = config.database.url.expose_secret();
+    let url = if configured.is_empty() {
+        dev::running_url().context("no database: set DATABASE_URL, or start one with everything else: turnmill dev")?
+    } else {
+        configured.to_owned()
+    };
+    Store::connect(&url, config.database.connections).await
+}
+
+/// Cancelled by the first SIGINT or SIGTERM; the second ends the process at once.
+fn stop_on_signal() -> anyhow::Result<CancellationToken> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let stop = CancellationToken::new();
+    let token = stop.clone();
+    tokio::spawn(async move {
+        for first in [true, false] {
+            tokio::select! { _ = interrupt.recv() => {} _ = terminate.recv() => {} }
+            if first {
+                info!("Stopping; a second signal ends at once");
+                token.cancel();
+            } else {
+                std::process::exit(130);
+            }
+        }
+    });
+    Ok(stop)
+}
+
+/// Our own executable, for the processes that we start.
+fn ourselves() -> anyhow::Result<PathBuf> {
+    std::env::current_exe().context("finding our own executable")
+}
+
+fn on_path(program: &str) -> Option<PathBuf> {
+    std::env::var_os("PATH").and_then(|path| std::env::split_paths(&path).map(|dir| dir.join(program)).find(|p| Path::is_file(p)))
+}
+
+/// Whether colours belong there.
+trait TerminalLike {
+    fn is_terminal_like(&self) -> bool;
+}
+
+impl<S: anstream::stream::RawStream> TerminalLike for anstream::AutoStream<S> {
+    fn is_terminal_like(&self) -> bool {
+        self.current_choice() != anstream::ColorChoice::Never
+    }
+}

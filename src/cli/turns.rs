@@ -1,0 +1,135 @@
+//! `turnmill enqueue`, `turns`, `cancel`: what a web app does by SQL, by hand.
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::{paint, store, watch};
+use crate::config::Config;
+use crate::store::Enqueue;
+
+/// Commit a turn to the queue.
+#[derive(Debug, Args)]
+pub struct EnqueueArgs {
+    /// The user's message; - reads it from stdin
+    prompt: String,
+    /// Session to continue, or to start under this id; a new one without it
+    #[arg(long, value_name = "ID")]
+    session: Option<String>,
+    /// Project of a new session
+    #[arg(long, value_name = "ID", default_value = "default")]
+    project: String,
+    /// Pool of a new session
+    #[arg(long)]
+    pool: Option<String>,
+    /// Id for the turn
+    #[arg(long, value_name = "ID")]
+    id: Option<String>,
+    /// Idempotency key: repeating the command gives the same turn
+    #[arg(long)]
+    key: Option<String>,
+    /// Per-turn option, as the pool allows: model=…, max_turns=…
+    #[arg(long = "option", value_name = "KEY=VALUE")]
+    options: Vec<String>,
+    /// Stay and show the answer while it comes
+    #[arg(long, short)]
+    watch: bool,
+    /// Print the receipt as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl EnqueueArgs {
+    /// Runs it.
+    pub async fn run(self, config: &Config) -> anyhow::Result<ExitCode> {
+        let prompt = if self.prompt == "-" { std::io::read_to_string(std::io::stdin())? } else { self.prompt };
+        let options = self.options.iter().map(|option| pair(option)).collect::<anyhow::Result<serde_json::Map<_, _>>>()?;
+        let store = store(config).await?;
+        let receipt = store
+            .enqueue(&Enqueue {
+                prompt,
+                project_id: Some(self.project),
+                session_id: self.session,
+                turn_id: self.id,
+                idempotency_key: self.key,
+                options: Some(options.into()),
+                pool: self.pool,
+            })
+            .await?;
+        if self.json {
+            anstream::println!("{}", serde_json::to_string(&receipt)?);
+        } else {
+            let waits = receipt.waits_for.as_ref().map(|why| format!(", waits: {why}")).unwrap_or_default();
+            anstream::println!("{}{}{}  {}{waits}, session {}", paint::BOLD, receipt.turn_id, paint::OFF, receipt.status, receipt.session_id);
+        }
+        if self.watch { watch::follow(&store, &receipt.turn_id, self.json).await } else { Ok(ExitCode::SUCCESS) }
+    }
+}
+
+fn pair(option: &str) -> anyhow::Result<(String, serde_json::Value)> {
+    let (key, value) = option.split_once('=').ok_or_else(|| anyhow::anyhow!("--option takes KEY=VALUE, not {option:?}"))?;
+    let value = match serde_json::from_str(value) {
+        Ok(number @ serde_json::Value::Number(_)) => number,
+        _ => value.into(),
+    };
+    Ok((key.to_owned(), value))
+}
+
+/// List the newest turns.
+#[derive(Debug, Args)]
+pub struct Turns {
+    /// Only of this status
+    #[arg(long, value_parser = ["pending", "in_progress", "completed", "failed", "cancelled"])]
+    status: Option<String>,
+    /// How many
+    #[arg(long, short = 'n', default_value_t = 20, value_parser = clap::value_parser!(i64).range(1..=1000))]
+    limit: i64,
+    /// A JSON line each
+    #[arg(long)]
+    json: bool,
+}
+
+impl Turns {
+    /// Runs it.
+    pub async fn run(self, config: &Config) -> anyhow::Result<ExitCode> {
+        for turn in store(config).await?.turns(self.status.as_deref(), self.limit).await? {
+            if self.json {
+                anstream::println!("{}", serde_json::to_string(&turn)?);
+                continue;
+            }
+            let style = paint::status(&turn.status);
+            let why = turn.waits_for.or(turn.error_code).map(|why| format!(" {why}")).unwrap_or_default();
+            let cost = turn.cost_usd.map(|usd| format!(" ${usd:.4}")).unwrap_or_default();
+            anstream::println!(
+                "{}  {style}{:<11}{}{why}{cost}  {}{}{}  {}",
+                turn.id,
+                turn.status,
+                paint::OFF,
+                paint::DIM,
+                turn.created_at.format("%Y-%m-%d %H:%M:%S"),
+                paint::OFF,
+                paint::short(&turn.prompt_start, 60),
+            );
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Cancel a turn.
+#[derive(Debug, Args)]
+pub struct Cancel {
+    /// The turn
+    turn: String,
+    /// Why, for people
+    #[arg(long)]
+    reason: Option<String>,
+}
+
+impl Cancel {
+    /// Runs it.
+    pub async fn run(self, config: &Config) -> anyhow::Result<ExitCode> {
+        let status = store(config).await?.cancel(&self.turn, self.reason.as_deref()).await?;
+        anstream::println!("{}  {}{status}{}", self.turn, paint::status(&status), paint::OFF);
+        Ok(ExitCode::SUCCESS)
+    }
+}

@@ -1,0 +1,49 @@
+//! `turnmill worker`: one process of the fleet.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use clap::Args;
+use secrecy::ExposeSecret as _;
+use tokio_util::task::TaskTracker;
+
+use super::{DatabaseArg, stop_on_signal};
+use crate::config::Config;
+use crate::keys::Credentials;
+use crate::store::Store;
+
+/// Take turns from the queue and run them, until SIGTERM.
+#[derive(Debug, Args)]
+pub struct Worker {
+    #[command(flatten)]
+    database: DatabaseArg,
+    /// Turns to run at once
+    #[arg(long, value_name = "N")]
+    turns_max: Option<std::num::NonZeroU32>,
+}
+
+impl Worker {
+    /// Runs it.
+    pub async fn run(self, mut config: Config) -> anyhow::Result<ExitCode> {
+        if let Some(turns_max) = self.turns_max {
+            config.worker.turns_max = turns_max;
+        }
+        if let Some(url) = self.database.database_url {
+            config.database.url = url.into();
+        }
+        let url = config.database.url.expose_secret();
+        anyhow::ensure!(!url.is_empty(), "DATABASE_URL is not set; a worker needs the fleet's Postgres");
+        anyhow::ensure!(
+            !config.e2b.api_key.expose_secret().is_empty(),
+            "E2B_API_KEY is not set; a worker needs an E2B account, or a server like it (E2B_API_URL)"
+        );
+        let store = Store::connect(url, config.database.connections).await?;
+        let stop = stop_on_signal()?;
+        let background = TaskTracker::new();
+        let credentials = Credentials::from_environment(|name| std::env::var(name).ok());
+        let worker = crate::worker::Worker::register(store, Arc::new(config), credentials, &background).await.context("the worker can't start")?;
+        worker.run(stop).await?;
+        Ok(ExitCode::SUCCESS)
+    }
+}

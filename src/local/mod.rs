@@ -1,0 +1,1 @@
+pub mod e2b; pub mod postgres;

@@ -1,0 +1,237 @@
+//! What a worker needs of a sandbox: the supervisor's verbs, its journal, and its life.
+//!
+//! Every act in the sandbox goes through `e2b/run-turn --epoch N VERB`, which refuses an epoch lower than
+//! the highest that it has seen: a worker that lost its turn can't touch what its successor does.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _};
+use serde::Deserialize;
+
+use crate::e2b::{self, Command, Envd, EnvdError, ProcessEvent};
+
+const SUPERVISOR: &str = include_str!("../e2b/run-turn");
+
+/// Where the supervisor keeps its state; below `$TURNMILL_ROOT`, which only the local server sets.
+const STATE: &str = "/var/lib/turnmill";
+
+/// Constant text: no byte of a prompt, an option or a name is ever part of a shell string.
+const RUN: &str = r#"exec /bin/bash "${TURNMILL_ROOT:-}/var/lib/turnmill/in/$1/run-turn" --epoch "$@""#;
+
+/// A running sandbox, under one worker's epoch.
+#[derive(Debug, Clone)]
+pub struct Sandbox {
+    client: e2b::Client,
+    envd: Envd,
+    id: String,
+    epoch: i64,
+    attempt: i32,
+    deadline: Duration,
+}
+
+/// How the agent's command is started.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Environment of the agent, secrets among it.
+    pub environment: BTreeMap<String, String>,
+    /// One line for its standard input.
+    pub input: String,
+    /// Where it starts; `None` = its home.
+    pub workdir: Option<String>,
+    /// Most bytes of its journal.
+    pub journal_max_bytes: u64,
+}
+
+/// What the supervisor says of an attempt.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Probe {
+    /// How far it is.
+    pub state: AgentState,
+    /// Bytes in the journal now.
+    #[serde(default)]
+    pub journal: u64,
+    /// Its end, once it has one.
+    #[serde(default)]
+    pub exit: Option<AgentExit>,
+    /// The end of what it printed on stderr.
+    #[serde(default)]
+    pub stderr_tail: String,
+}
+
+/// The states of an attempt in its sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AgentState {
+    /// Never started.
+    None,
+    /// Its supervisor watches it.
+    Alive,
+    /// The exit file is there: the journal is complete.
+    Exited,
+    /// Nobody watches it and nobody will write its exit file.
+    Lost,
+    /// We may not ask: somebody with a higher epoch has.
+    Fenced,
+}
+
+/// The supervisor's exit file. The agent can't write it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct AgentExit {
+    /// As a shell says it: 128 + n for a signal.
+    pub status: i32,
+    /// The journal's final size.
+    pub journal_bytes: u64,
+    /// Why the supervisor ended it, if it did.
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+/// Signals that the supervisor passes on to the agent's process group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signal {
+    /// Stop what you do and say so.
+    Int,
+    /// End.
+    Term,
+    /// Now, with all that you started.
+    Kill,
+}
+
+/// Why an act in a sandbox failed; the kind says what to do.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum SandboxError {
+    /// The sandbox does not exist any more.
+    #[error("the sandbox is gone")]
+    Gone,
+    /// Another worker has the turn.
+    #[error("fenced in the sandbox: another worker has this turn")]
+    Fenced,
+    /// No answer, or not now: try again.
+    #[error("the sandbox can't be reached: {0}")]
+    Unreachable(String),
+    /// It answered with something that trying again won't change.
+    #[error("the sandbox refused: {0}")]
+    Refused(String),
+}
+
+impl From<EnvdError> for SandboxError {
+    fn from(error: EnvdError) -> Self {
+        match error {
+            EnvdError::Gone => Self::Gone,
+            EnvdError::NotReady(_) | EnvdError::Unreachable(_) | EnvdError::DeadlineExceeded => Self::Unreachable(error.to_string()),
+            other => Self::Refused(other.to_string()),
+        }
+    }
+}
+
+impl Sandbox {
+    /// Over a sandbox that E2B says is running.
+    pub fn new(client: &e2b::Client, sandbox: &e2b::Sandbox, epoch: i64, attempt: i32, deadline: Duration) -> Self {
+        Self { client: client.clone(), envd: client.envd(sandbox), id: sandbox.id.clone(), epoch, attempt, deadline }
+    }
+
+    /// E2B's id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Brings the supervisor in, under this epoch's own directory: an older worker's upload can't replace it.
+    pub async fn install(&self) -> Result<(), SandboxError> {
+        self.upload("run-turn", Bytes::from_static(SUPERVISOR.as_bytes())).await
+    }
+
+    /// Starts the agent unless this attempt was started before, by whomever: then it only looks.
+    pub async fn start(&self, launch: &Launch) -> Result<Probe, SandboxError> {
+        self.upload("input.jsonl", Bytes::from(format!("{}\n", launch.input))).await?;
+        let max = launch.journal_max_bytes.to_string();
+        let input = format!("{STATE}/in/{}/input.jsonl", self.epoch);
+        let mut args = vec!["--input", &input, "--journal-max", &max];
+        if let Some(dir) = &launch.workdir {
+            args.extend(["--cwd", dir]);
+        }
+        args.push("--");
+        args.extend(launch.command.iter().map(String::as_str));
+        self.verb("start", &args, launch.environment.clone()).await
+    }
+
+    /// Asks how the attempt is.
+    pub async fn probe(&self) -> Result<Probe, SandboxError> {
+        self.verb("probe", &[], BTreeMap::new()).await
+    }
+
+    /// Signals the agent.
+    pub async fn signal(&self, signal: Signal) -> Result<Probe, SandboxError> {
+        let name = match signal {
+            Signal::Int => "INT",
+            Signal::Term => "TERM",
+            Signal::Kill => "KILL",
+        };
+        self.verb("signal", &[name], BTreeMap::new()).await
+    }
+
+    /// Ends what the agent left running.
+    pub async fn finish(&self) -> Result<Probe, SandboxError> {
+        self.verb("finish", &[], BTreeMap::new()).await
+    }
+
+    /// The journal's bytes from `offset` on, live. Ends when the agent's supervisor has ended, or is cut at
+    /// any time: then ask [`Self::probe`], and follow again from where you are.
+    pub async fn follow(&self, offset: u64) -> Result<impl Stream<Item = Result<Bytes, SandboxError>> + Send + use<>, SandboxError> {
+        let command = self.command("follow", &["--offset", &offset.to_string()], BTreeMap::new());
+        let events = self.envd.start(&command).await?;
+        Ok(events.filter_map(|event| async move {
+            match event {
+                Ok(ProcessEvent::Stdout(bytes)) => Some(Ok(bytes)),
+                Ok(_) => None,
+                Err(error) => Some(Err(SandboxError::from(error))),
+            }
+        }))
+    }
+
+    /// Bytes `from..to` of the journal, or fewer when it is shorter.
+    pub async fn read(&self, from: u64, to: u64) -> Result<Bytes, SandboxError> {
+        let path = format!("{STATE}/attempt-{}/journal.jsonl", self.attempt);
+        Ok(self.envd.download(&path, "root", from..to, self.deadline).await?)
+    }
+
+    /// Lets it live for `timeout` from now. `Gone` when E2B does not know it any more.
+    pub async fn extend(&self, timeout: Duration) -> Result<(), SandboxError> {
+        match self.client.set_timeout(&self.id, timeout).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(SandboxError::Gone),
+            Err(error) => Err(SandboxError::Unreachable(error.to_string())),
+        }
+    }
+
+    /// Whether E2B still knows it; `Err` when it can't be asked. Absence in a list never counts.
+    pub async fn exists(&self) -> Result<bool, SandboxError> {
+        let found = self.client.get(&self.id).await.map_err(|e| SandboxError::Unreachable(e.to_string()))?;
+        Ok(found.is_some())
+    }
+
+    async fn upload(&self, name: &str, body: Bytes) -> Result<(), SandboxError> {
+        let path = format!("{STATE}/in/{}/{name}", self.epoch);
+        Ok(self.envd.upload(&path, "root", body, self.deadline).await?)
+    }
+
+    async fn verb(&self, verb: &str, args: &[&str], envs: BTreeMap<String, String>) -> Result<Probe, SandboxError> {
+        let output = self.envd.run(&self.command(verb, args, envs), self.deadline).await?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        let probe: Probe = serde_json::from_str(said.trim()).map_err(|_| {
+            let why = String::from_utf8_lossy(&output.stderr);
+            SandboxError::Refused(format!("run-turn {verb} exited with {}: {}", output.exit_code, why.trim()))
+        })?;
+        if probe.state == AgentState::Fenced { Err(SandboxError::Fenced) } else { Ok(probe) }
+    }
+
+    fn command(&self, verb: &str, args: &[&str], envs: BTreeMap<String, String>) -> Command {
+        let mut all = vec!["-c".to_owned(), RUN.to_owned(), "run-turn".to_owned(), self.epoch.to_string(), verb.to_owned()];
+        all.extend(["--attempt".to_owned(), self.attempt.to_string()]);
+        all.extend(args.iter().map(|&arg| arg.to_owned()));
+        Command { cmd: "/bin/bash".to_owned(), args: all, envs, cwd: None, user: "root".to_owned(), tag: None }
+    }
+}

@@ -1,0 +1,63 @@
+//! The fleet's row: which workers may act in this database.
+
+use super::Store;
+
+/// All workers of one database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fleet {
+    /// Random; in the metadata of every sandbox.
+    pub id: String,
+    /// What workers are configured with.
+    pub name: String,
+}
+
+impl Store {
+    /// Who this database says that it belongs to.
+    pub async fn fleet(&self) -> sqlx::Result<Fleet> {
+        sqlx::query_as!(Fleet, "SELECT id, name FROM turnmill.fleet").fetch_one(&self.pool).await
+    }
+
+    /// The fleet, if it is the one named; else an error that says what to do. A copy of production that
+    /// staging opens by mistake must not kill production's sandboxes.
+    pub async fn expect_fleet(&self, name: &str) -> anyhow::Result<Fleet> {
+        let fleet = self.fleet().await?;
+        anyhow::ensure!(
+            fleet.name == name,
+            "this database belongs to fleet \"{}\", but this process is configured for \"{name}\"; \
+             set TURNMILL_FLEET={} if that is right, or, if this is a copy of another fleet's database, \
+             give it an identity of its own: turnmill fleet fork {name}",
+            fleet.name,
+            fleet.name
+        );
+        Ok(fleet)
+    }
+
+    /// Gives the database a new fleet id and name. Slots are emptied without touching the sandboxes that
+    /// they name: those are the original fleet's.
+    pub async fn fork_fleet(&self, name: &str) -> sqlx::Result<Fleet> {
+        let mut tx = self.pool.begin().await?;
+        let fleet = sqlx::query_as!(
+            Fleet,
+            "UPDATE turnmill.fleet SET id = turnmill.new_id('fleet'), name = $1, created_at = clock_timestamp()
+             RETURNING id, name",
+            name
+        )
+        .fetch_one(&mut *tx)
+        .await?;
+        sqlx::query!(
+            "UPDATE turnmill.jobs SET state = 'ready', worker_id = NULL, epoch = NULL, phase = NULL, slot_id = NULL,
+                    attempt = attempt + 1, generation = generation + 1, journal_offset = 0, run_at = clock_timestamp()
+             WHERE state = 'leased'"
+        )
+        .execute(&mut *tx)
+        .await?;
+        sqlx::query!(
+            "UPDATE turnmill.slots SET state = 'free', epoch = NULL, due_at = NULL, turn_id = NULL, session_id = NULL,
+                    nonce = NULL, create_request = NULL, asked_at = NULL, sandbox_id = NULL, sandbox_at = NULL"
+        )
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        Ok(fleet)
+    }
+}

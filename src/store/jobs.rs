@@ -1,0 +1,207 @@
+//! The queue: claim and adopt, phases, hand-over, promotion, cancels.
+
+use std::time::Duration;
+
+use super::{Fenced, Store};
+
+/// A job that this worker holds, with all that it needs to act.
+#[derive(Debug, Clone)]
+pub struct Claimed {
+    /// The turn.
+    pub turn_id: String,
+    /// Its session.
+    pub session_id: String,
+    /// The session's project.
+    pub project_id: String,
+    /// Place in the session, from 1.
+    pub ordinal: i32,
+    /// Where it runs.
+    pub pool: String,
+    /// The fence: every write names it.
+    pub epoch: i64,
+    /// The start of the agent that is due or running.
+    pub attempt: i32,
+    /// Starts over from scratch so far, plus one.
+    pub generation: i32,
+    /// Failed start-ups so far.
+    pub failures: i32,
+    /// Sandboxes that vanished under the agent so far.
+    pub sandboxes_lost: i32,
+    /// Bytes of the journal whose blocks are committed.
+    pub journal_offset: i64,
+    /// Seq of the next block.
+    pub next_seq: i32,
+    /// Whether it came from the queue or from another worker.
+    pub taken: Taken,
+    /// The slot that it holds.
+    pub slot_id: i64,
+    /// creating: the sandbox may or may not exist; busy: `sandbox_id` is it.
+    pub slot_state: String,
+    /// Idempotency-Key of the create.
+    pub nonce: String,
+    /// Body of the create, word for word.
+    pub create_request: serde_json::Value,
+    /// The sandbox, once known.
+    pub sandbox_id: Option<String>,
+    /// The user's message.
+    pub prompt: String,
+    /// Per-turn settings.
+    pub options: serde_json::Value,
+    /// The uuid of the message on the agent's input.
+    pub message_uuid: String,
+    /// The agent's id of the conversation.
+    pub agent_session_id: String,
+    /// The pool's agent command line.
+    pub agent: Vec<String>,
+    /// The pool's extra environment, an object of strings.
+    pub agent_env: serde_json::Value,
+    /// Where the agent starts.
+    pub workdir: Option<String>,
+    /// How long a sandbox outlives its last extension.
+    pub sandbox_timeout: Duration,
+    /// What is left of the turn's limit, by the database's clock.
+    pub time_left: Duration,
+}
+
+/// How a job came to a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    /// From the queue, with a free slot.
+    Claimed,
+    /// From a worker that lost its lease or gave it back.
+    Adopted,
+}
+
+impl Store {
+    /// Takes up to `wanted` jobs for `worker`: orphans first, then ready jobs that have a free slot.
+    pub async fn claim(&self, worker: &str, wanted: i64) -> sqlx::Result<Vec<Claimed>> {
+        let rows = sqlx::query_file!("src/store/claim.sql", worker, wanted).fetch_all(&self.pool).await?;
+        Ok(rows
+            .into_iter()
+            .map(|r| Claimed {
+                turn_id: r.turn_id,
+                session_id: r.session_id,
+                project_id: r.project_id,
+                ordinal: r.ordinal,
+                pool: r.pool,
+                epoch: r.epoch,
+                attempt: r.attempt,
+                generation: r.generation,
+                failures: r.failures,
+                sandboxes_lost: r.sandboxes_lost,
+                journal_offset: r.journal_offset,
+                next_seq: r.next_seq,
+                taken: if r.taken == "adopted" { Taken::Adopted } else { Taken::Claimed },
+                slot_id: r.slot_id,
+                slot_state: r.slot_state,
+                nonce: r.nonce,
+                create_request: r.create_request,
+                sandbox_id: r.sandbox_id,
+                prompt: r.prompt,
+                options: r.options,
+                message_uuid: r.message_uuid,
+                agent_session_id: r.agent_session_id,
+                agent: r.agent,
+                agent_env: r.agent_env,
+                workdir: r.workdir,
+                sandbox_timeout: Duration::from_secs(u64::try_from(r.sandbox_timeout_s).unwrap_or(60)),
+                time_left: Duration::from_secs_f64(r.seconds_left),
+            })
+            .collect())
+    }
+
+    /// Records that the agent of this attempt runs (or ran): from here on a lost sandbox is a lost attempt.
+    pub async fn agent_started(&self, job: &Claimed) -> sqlx::Result<Result<(), Fenced>> {
+        let done = sqlx::query!(
+            "WITH job AS (
+               UPDATE turnmill.jobs SET phase = 'agent'
+               WHERE turn_id = $1 AND epoch = $2 AND attempt = $3 RETURNING turn_id, attempt),
+             turn AS (UPDATE turnmill.turns t SET attempt = job.attempt FROM job
+                      WHERE t.id = job.turn_id AND t.attempt <> job.attempt)
+             UPDATE turnmill.attempts a SET agent_at = clock_timestamp()
+             FROM job WHERE a.epoch = $2",
+            job.turn_id,
+            job.epoch,
+            job.attempt,
+        )
+        .execute(&self.pool)
+        .await?
+        .rows_affected();
+        Ok(fenced(done))
+    }
+
+    /// Gives one turn back: the next claim of any worker adopts it. Nobody's failure.
+    pub async fn hand_over(&self, job: &Claimed) -> sqlx::Result<Result<(), Fenced>> {
+        let done = sqlx::query!(
+            "WITH job AS (
+               UPDATE turnmill.jobs SET worker_id = NULL
+               WHERE turn_id = $1 AND epoch = $2 RETURNING journal_offset)
+             UPDATE turnmill.attempts a SET ended_at = clock_timestamp(), ended = 'handed_over', to_offset = job.journal_offset
+             FROM job WHERE a.epoch = $2 AND a.ended_at IS NULL",
+            job.turn_id,
+            job.epoch,
+        )
+        .execute(&self.pool)
+        .await?
+        .rows_affected();
+        Ok(fenced(done))
+    }
+
+    /// Hands over jobs in this worker's name that it doesn't know of: a claim whose answer was lost, or
+    /// what it let go of when its lease ran out. Call it only where no claim is under way.
+    pub async fn hand_over_strangers(&self, worker: &str, known: &[i64]) -> sqlx::Result<u64> {
+        let given = sqlx::query!(
+            "UPDATE turnmill.jobs SET worker_id = NULL
+             WHERE state = 'leased' AND worker_id = $1 AND epoch <> ALL ($2)",
+            worker,
+            known,
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(given.rows_affected())
+    }
+
+    /// Of these turns, those that someone wants cancelled, with the reason given.
+    pub async fn cancels(&self, turns: &[String]) -> sqlx::Result<Vec<(String, Option<String>)>> {
+        let rows = sqlx::query!(
+            "SELECT turn_id, reason FROM turnmill.cancel_requests WHERE turn_id = ANY ($1)",
+            turns
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(rows.into_iter().map(|r| (r.turn_id, r.reason)).collect())
+    }
+
+    /// What no single transaction can promise: promotes sessions whose next turn nobody promoted, cancels
+    /// turns that were asked to while they changed hands, drops requests that nobody needs, sweeps workers.
+    pub async fn tidy(&self) -> sqlx::Result<()> {
+        sqlx::query!(
+            "SELECT turnmill.promote(s.session_id) FROM (
+               SELECT DISTINCT session_id FROM turnmill.jobs w WHERE w.state = 'waiting'
+                 AND NOT EXISTS (SELECT FROM turnmill.jobs j WHERE j.session_id = w.session_id AND j.state <> 'waiting')
+               LIMIT 1000) s"
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        sqlx::query!(
+            "SELECT turnmill.cancel_turn(c.turn_id, c.reason) FROM turnmill.cancel_requests c
+             JOIN turnmill.jobs j ON j.turn_id = c.turn_id AND j.state <> 'leased'"
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        sqlx::query!(
+            "DELETE FROM turnmill.cancel_requests c
+             WHERE NOT EXISTS (SELECT FROM turnmill.jobs j WHERE j.turn_id = c.turn_id)"
+        )
+        .execute(&self.pool)
+        .await?;
+        sqlx::query!("DELETE FROM turnmill.slots WHERE state = 'free' AND retire")
+            .execute(&self.pool)
+            .await?;
+        self.sweep_workers().await
+    }
+}
+
+pub(super) fn fenced(rows: u64) -> Result<(), Fenced> {
+    if rows == 0 { Err(Fenced) } else { Ok(()) }
+}

@@ -1,0 +1,149 @@
+//! All SQL of Turnmill, a file per noun. Nothing outside this folder talks SQL.
+//!
+//! Every write for a job names its epoch, and its caller gets told whether it was still the holder:
+//! [`Fenced`] means that somebody else has the job now, and that the sandbox is theirs.
+//!
+//! | file | statements |
+//! | --- | --- |
+//! | `turns` | enqueue, read turns and blocks |
+//! | `jobs` | claim (`claim.sql`), phases, hand-over, promotion |
+//! | `blocks` | the fenced group append (`append.sql`) |
+//! | `settle` | terminal status or the next try |
+//! | `slots` | intent, sandbox known, release |
+//! | `workers` | register, renew, release |
+//! | `pools`, `fleet` | configuration that lives in the database |
+//! | `listen` | wake-ups |
+
+mod blocks;
+mod fleet;
+mod jobs;
+mod listen;
+mod pools;
+mod settle;
+mod slots;
+mod turns;
+mod workers;
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use sqlx::PgPool;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+
+pub use blocks::{Answer, Append, Position};
+pub use fleet::Fleet;
+pub use jobs::{Claimed, Taken};
+pub use listen::Wake;
+pub use pools::{Pool, PoolChange};
+pub use settle::{Retry, Settle};
+pub use slots::Releasing;
+pub use turns::{BlockRow, Enqueue, Receipt, Reading, Seam, TurnRow};
+pub use workers::WorkerRow;
+
+/// The migrations of the schema, in `migrations/`.
+pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!();
+
+/// The write was refused: the job has another epoch or attempt, or is gone. Leave its sandbox alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("fenced: another worker has this turn, or it has ended")]
+pub struct Fenced;
+
+/// The database. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Store {
+    pool: PgPool,
+}
+
+impl Store {
+    /// Over an existing pool, as tests have it.
+    pub fn new(pool: PgPool) -> Self {
+        Self { pool }
+    }
+
+    /// Connects. Fails within seconds, with a text that says which URL (without its password) and what to do.
+    pub async fn connect(url: &str, connections: u32) -> anyhow::Result<Self> {
+        let options: PgConnectOptions = url
+            .parse()
+            .with_context(|| "DATABASE_URL is not a Postgres URL; it looks like postgres://user:password@host:5432/database")?;
+        let place = format!(
+            "{}:{}/{}",
+            options.get_host(),
+            options.get_port(),
+            options.get_database().unwrap_or("postgres")
+        );
+        let pool = PgPoolOptions::new()
+            .max_connections(connections)
+            .acquire_timeout(Duration::from_secs(5))
+            .connect_with(options.application_name("turnmill"))
+            .await
+            .with_context(|| format!("can't reach Postgres at {place}; check DATABASE_URL, and that the server runs and lets this host in"))?;
+        Ok(Self { pool })
+    }
+
+    /// The pool below, for tests that look behind the curtain.
+    pub fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+
+    /// Brings the schema up to date. Safe to run from many processes at once.
+    pub async fn migrate(&self) -> anyhow::Result<()> {
+        MIGRATOR.run(&self.pool).await.context("migrating the turnmill schema")
+    }
+
+    /// Fails unless the database has exactly the migrations that this binary knows.
+    pub async fn check_schema(&self) -> anyhow::Result<()> {
+        let known = MIGRATOR.iter().map(|m| m.version).max().unwrap_or(0);
+        let there = self.schema_version().await?;
+        match there {
+            Some(version) if version == known => Ok(()),
+            Some(version) if version > known => anyhow::bail!(
+                "the database's schema is newer ({version}) than this binary knows ({known}); deploy the newer binary"
+            ),
+            _ => anyhow::bail!(
+                "the database's schema is {}, this binary needs {known}; run: turnmill migrate",
+                there.map_or_else(|| "not there".into(), |v| v.to_string())
+            ),
+        }
+    }
+
+    async fn schema_version(&self) -> sqlx::Result<Option<i64>> {
+        // The table is the migrator's, not ours: it may not exist, so the query can't be checked at compile time.
+        let there: bool = sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL")
+            .fetch_one(&self.pool)
+            .await?;
+        if !there {
+            return Ok(None);
+        }
+        sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success")
+            .fetch_one(&self.pool)
+            .await
+    }
+}
+
+/// Whether trying again may help: the connection or the server failed, not the statement.
+pub fn is_outage(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::WorkerCrashed => true,
+        sqlx::Error::Database(e) => e.code().is_some_and(|code| {
+            // 08 connection, 40 rolled back (deadlock, serialisation), 53 resources, 57P admin shutdown or start-up, 25006 read-only replica, 55P03 lock
+            code.starts_with("08")
+                || code.starts_with("40")
+                || code.starts_with("53")
+                || code.starts_with("57P")
+                || code == "25006"
+                || code == "55P03"
+        }),
+        _ => false,
+    }
+}
+
+/// Whether the rows themselves were refused (SQLSTATE 22, 23, 54): one hostile line, not the database.
+pub fn is_data_error(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Database(e) if e.code().is_some_and(|code| {
+        code.starts_with("22") || code.starts_with("23") || code.starts_with("54")
+    }))
+}

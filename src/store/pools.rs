@@ -1,0 +1,118 @@
+//! Pools: what operators set at run time.
+
+use super::Store;
+
+/// A pool and how full it is.
+#[derive(Debug, Clone)]
+pub struct Pool {
+    /// Its name.
+    pub name: String,
+    /// E2B template.
+    pub template: String,
+    /// Most sandboxes at once.
+    pub cap: i32,
+    /// Slots that are not free: sandboxes that live or may live.
+    pub held: i64,
+    /// Jobs that could start.
+    pub ready: i64,
+    /// active, paused or blocked.
+    pub state: String,
+    /// Why, if not active.
+    pub state_reason: Option<String>,
+    /// The agent's command line.
+    pub agent: Vec<String>,
+}
+
+/// What to change of a pool; `None` leaves it. A pool that doesn't exist is made.
+#[derive(Debug, Clone, Default)]
+pub struct PoolChange {
+    /// Most sandboxes at once.
+    pub cap: Option<i32>,
+    /// E2B template.
+    pub template: Option<String>,
+    /// The agent's command line.
+    pub agent: Option<Vec<String>>,
+    /// Extra environment of the agent, an object of strings.
+    pub agent_env: Option<serde_json::Value>,
+    /// Longest turn, seconds.
+    pub turn_timeout_s: Option<i32>,
+    /// active or paused.
+    pub state: Option<String>,
+}
+
+impl Store {
+    /// All pools by name.
+    pub async fn pools(&self) -> sqlx::Result<Vec<Pool>> {
+        sqlx::query_as!(
+            Pool,
+            r#"SELECT p.name, p.template, p.cap, p.state, p.state_reason, p.agent,
+                 (SELECT count(*) FROM turnmill.slots s WHERE s.pool = p.name AND s.state <> 'free') AS "held!",
+                 (SELECT count(*) FROM turnmill.jobs j WHERE j.pool = p.name AND j.state = 'ready') AS "ready!"
+               FROM turnmill.pools p ORDER BY p.name"#
+        )
+        .fetch_all(&self.pool)
+        .await
+    }
+
+    /// Makes or changes a pool. Its slots follow the cap in the same transaction.
+    pub async fn set_pool(&self, name: &str, change: &PoolChange) -> sqlx::Result<()> {
+        let mut tx = self.pool.begin().await?;
+        sqlx::query!("INSERT INTO turnmill.pools (name) VALUES ($1) ON CONFLICT (name) DO NOTHING", name)
+            .execute(&mut *tx)
+            .await?;
+        sqlx::query!(
+            "UPDATE turnmill.pools SET
+               cap = coalesce($2, cap), template = coalesce($3, template), agent = coalesce($4, agent),
+               agent_env = coalesce($5, agent_env), turn_timeout_s = coalesce($6, turn_timeout_s),
+               state_at = CASE WHEN $7 <> state THEN clock_timestamp() ELSE state_at END,
+               state_reason = CASE WHEN $7 IS NULL OR $7 = state THEN state_reason END,
+               state = coalesce($7, state)
+             WHERE name = $1",
+            name,
+            change.cap,
+            change.template,
+            change.agent.as_deref(),
+            change.agent_env,
+            change.turn_timeout_s,
+            change.state,
+        )
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await
+    }
+
+    /// E2B refuses our credentials: nobody claims from the pool until an operator, or the probe, heals it.
+    pub async fn block_pool(&self, name: &str, reason: &str) -> sqlx::Result<()> {
+        sqlx::query!(
+            "UPDATE turnmill.pools SET state = 'blocked', state_reason = $2, state_at = clock_timestamp()
+             WHERE name = $1 AND state = 'active'",
+            name,
+            reason
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Pools that have been blocked for ten seconds without a probe; each is given to one caller at a time.
+    pub async fn pools_to_probe(&self) -> sqlx::Result<Vec<String>> {
+        sqlx::query_scalar!(
+            "UPDATE turnmill.pools SET state_at = clock_timestamp()
+             WHERE state = 'blocked' AND state_at < clock_timestamp() - interval '10 seconds' RETURNING name"
+        )
+        .fetch_all(&self.pool)
+        .await
+    }
+
+    /// E2B takes our credentials again.
+    pub async fn unblock_pool(&self, name: &str) -> sqlx::Result<()> {
+        sqlx::query!(
+            "UPDATE turnmill.pools SET state = 'active', state_reason = NULL, state_at = clock_timestamp()
+             WHERE name = $1 AND state = 'blocked'",
+            name
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+}

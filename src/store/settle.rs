@@ -1,0 +1,133 @@
+//! Settle: the terminal status, or the next try; with the last blocks and the slot's fate in one transaction.
+
+use std::time::Duration;
+
+use super::blocks::{BlockColumns, count};
+use super::{Claimed, Fenced, Store};
+use crate::block::Block;
+use crate::turn::{Ending, TurnError};
+
+/// Everything that the settling transaction writes about the turn.
+#[derive(Debug, Clone)]
+pub struct Settle {
+    /// Its terminal status.
+    pub ending: Ending,
+    /// Blocks that no journal line made: synthetic tool results, the error block.
+    pub blocks: Vec<Block>,
+    /// The journal byte that is committed; the settle is refused if the database stands elsewhere.
+    pub journal_offset: i64,
+    /// Code and text, unless it completed.
+    pub error: Option<TurnError>,
+    /// Tokens, as the agent reports them.
+    pub usage: Option<serde_json::Value>,
+    /// Model cost of this turn.
+    pub cost_usd: Option<f64>,
+}
+
+impl Store {
+    /// Ends the turn: last blocks, status, slot to `releasing` for `hold` (then anyone may finish it), job
+    /// gone, and the session's next turn promoted.
+    pub async fn settle(&self, job: &Claimed, settle: &Settle, hold: Duration) -> sqlx::Result<Result<(), Fenced>> {
+        let mut rows = BlockColumns::default();
+        rows.extend(&job.turn_id, &settle.blocks);
+        let mut tx = self.pool.begin().await?;
+        let done = sqlx::query_file!(
+            "src/store/settle.sql",
+            job.turn_id,
+            job.epoch,
+            job.attempt,
+            settle.journal_offset,
+            settle.ending.as_str(),
+            settle.error.as_ref().map(|e| e.code.clone()),
+            settle.error.as_ref().map(|e| e.message.clone()),
+            settle.usage,
+            settle.cost_usd,
+            hold.as_secs_f64(),
+            count(&settle.blocks),
+            &rows.nth,
+            &rows.kind,
+            &rows.content,
+            &rows.parent as &[Option<String>],
+            &rows.source as &[Option<String>],
+        )
+        .fetch_one(&mut *tx)
+        .await?;
+        if done.settled == 0 {
+            tx.rollback().await?;
+            return Ok(Err(Fenced));
+        }
+        // A second statement, because it must see the job gone.
+        sqlx::query_scalar!("SELECT turnmill.promote($1)", job.session_id).fetch_one(&mut *tx).await?;
+        tx.commit().await?;
+        Ok(Ok(()))
+    }
+
+    /// Puts the turn back into the queue for `delay`. With `restart` the next attempt starts over from
+    /// scratch. The slot goes to `releasing` for `hold`.
+    pub async fn retry_later(&self, job: &Claimed, retry: &Retry<'_>, hold: Duration) -> sqlx::Result<Result<(), Fenced>> {
+        let mut tx = self.pool.begin().await?;
+        let done = sqlx::query!(
+            r#"WITH job AS (
+                 UPDATE turnmill.jobs
+                 SET state = 'ready', worker_id = NULL, epoch = NULL, phase = NULL, slot_id = NULL,
+                     run_at = clock_timestamp() + make_interval(secs => $4),
+                     failures = failures + CASE WHEN $5 THEN 1 ELSE 0 END,
+                     sandboxes_lost = sandboxes_lost + CASE WHEN $6 THEN 1 ELSE 0 END,
+                     attempt = attempt + CASE WHEN $6 THEN 1 ELSE 0 END,
+                     generation = generation + CASE WHEN $6 THEN 1 ELSE 0 END,
+                     journal_offset = CASE WHEN $6 THEN 0 ELSE journal_offset END
+                 WHERE turn_id = $1 AND epoch = $2 AND attempt = $3
+                 RETURNING turn_id, session_id, generation),
+               turn AS (
+                 UPDATE turnmill.turns t
+                 SET status = 'pending', generation = job.generation, error_code = $7, error_message = $8
+                 FROM job WHERE t.id = job.turn_id),
+               slot AS (
+                 UPDATE turnmill.slots s
+                 SET state = 'releasing', turn_id = NULL, due_at = clock_timestamp() + make_interval(secs => $9)
+                 FROM job WHERE s.id = $10 AND s.epoch = $2),
+               noted AS (
+                 UPDATE turnmill.attempts a
+                 SET ended_at = clock_timestamp(), ended = 'retry', detail = $8 FROM job WHERE a.epoch = $2)
+               SELECT count(*) AS "done!" FROM job"#,
+            job.turn_id,
+            job.epoch,
+            job.attempt,
+            retry.delay.as_secs_f64(),
+            retry.charged,
+            retry.restart,
+            retry.why.code,
+            retry.why.message,
+            hold.as_secs_f64(),
+            job.slot_id,
+        )
+        .fetch_one(&mut *tx)
+        .await?;
+        if done.done == 0 {
+            tx.rollback().await?;
+            return Ok(Err(Fenced));
+        }
+        // Asked to cancel while it ran: it must not come back from the queue.
+        sqlx::query!(
+            "SELECT turnmill.cancel_turn(turn_id, reason) FROM turnmill.cancel_requests WHERE turn_id = $1",
+            job.turn_id
+        )
+        .fetch_optional(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        Ok(Ok(()))
+    }
+}
+
+/// The next try of a turn.
+#[derive(Debug, Clone)]
+pub struct Retry<'a> {
+    /// Not before then.
+    pub delay: Duration,
+    /// Whether it counts as a failed start-up.
+    pub charged: bool,
+    /// Whether the sandbox is lost with its files: new attempt, new generation.
+    pub restart: bool,
+    /// For the turn's error columns while it waits.
+    pub why: &'a TurnError,
+}

@@ -1,0 +1,34 @@
+-- Ends a turn, if its job still has this epoch and attempt and stands at this byte of the journal.
+-- Deleting the job is the act that decides: of two that race, one finds it gone.
+WITH job AS (
+    DELETE FROM turnmill.jobs
+    WHERE turn_id = $1 AND epoch = $2 AND attempt = $3 AND journal_offset = $4
+    RETURNING turn_id, slot_id, next_seq, generation, attempt, journal_offset
+),
+added AS (
+    INSERT INTO turnmill.blocks (turn_id, seq, generation, attempt, type, content, parent_tool_use_id, source_uuid)
+    SELECT job.turn_id, job.next_seq + b.nth, job.generation, job.attempt, b.type, b.content::jsonb, b.parent_tool_use_id, b.source_uuid
+    FROM job CROSS JOIN unnest($12::int[], $13::text[], $14::text[], $15::text[], $16::text[])
+        AS b(nth, type, content, parent_tool_use_id, source_uuid)
+    ORDER BY b.nth
+),
+turn AS (
+    UPDATE turnmill.turns t
+    SET status = $5, error_code = $6, error_message = $7, usage = $8, cost_usd = $9::float8::numeric(14, 6),
+        blocks = job.next_seq + $11::int, generation = job.generation, completed_at = clock_timestamp()
+    FROM job WHERE t.id = job.turn_id
+),
+slot AS (
+    UPDATE turnmill.slots s
+    SET state = 'releasing', turn_id = NULL, due_at = clock_timestamp() + make_interval(secs => $10)
+    FROM job WHERE s.id = job.slot_id AND s.epoch = $2
+),
+noted AS (
+    UPDATE turnmill.attempts a
+    SET ended_at = clock_timestamp(), ended = 'settled', to_offset = job.journal_offset, detail = $6
+    FROM job WHERE a.epoch = $2
+),
+asked AS (
+    DELETE FROM turnmill.cancel_requests c USING job WHERE c.turn_id = job.turn_id
+)
+SELECT count(*) AS "settled!" FROM job

@@ -1,0 +1,127 @@
+//! Slots: the intent of a create, the sandbox once it is known, and its release.
+//!
+//! free ──claim──▶ creating ──ready──▶ busy ──settle──▶ releasing ──gone──▶ free
+//!
+//! A slot is free again only when its sandbox is known to be gone, whoever finds out.
+
+use std::time::Duration;
+
+use super::jobs::fenced;
+use super::{Claimed, Fenced, Store};
+
+/// A slot whose sandbox is to be killed, by whoever holds this epoch.
+#[derive(Debug, Clone)]
+pub struct Releasing {
+    /// The slot.
+    pub slot_id: i64,
+    /// The fence for it.
+    pub epoch: i64,
+    /// The sandbox; `None` when the create's answer was never seen.
+    pub sandbox_id: Option<String>,
+    /// Finds the sandbox in E2B's list.
+    pub nonce: String,
+    /// Since the create was last sent, by the database's clock; `None`: it never was.
+    pub since_asked: Option<Duration>,
+}
+
+impl Store {
+    /// Right before the create call: from now on a sandbox may exist.
+    pub async fn create_asked(&self, job: &Claimed) -> sqlx::Result<Result<(), Fenced>> {
+        let done = sqlx::query!(
+            "UPDATE turnmill.slots SET asked_at = clock_timestamp()
+             WHERE id = $1 AND epoch = $2 AND state = 'creating'",
+            job.slot_id,
+            job.epoch
+        )
+        .execute(&self.pool)
+        .await?
+        .rows_affected();
+        Ok(fenced(done))
+    }
+
+    /// The sandbox is known: the slot is busy with it, the job goes on to prepare.
+    pub async fn sandbox_ready(&self, job: &Claimed, sandbox_id: &str) -> sqlx::Result<Result<(), Fenced>> {
+        let done = sqlx::query!(
+            "WITH job AS (
+               UPDATE turnmill.jobs SET phase = CASE phase WHEN 'sandbox' THEN 'prepare' ELSE phase END
+               WHERE turn_id = $1 AND epoch = $2 RETURNING slot_id),
+             noted AS (
+               UPDATE turnmill.attempts a SET sandbox_id = $3, sandbox_at = clock_timestamp() FROM job WHERE a.epoch = $2)
+             UPDATE turnmill.slots s SET state = 'busy', sandbox_id = $3, sandbox_at = clock_timestamp()
+             FROM job WHERE s.id = job.slot_id AND s.epoch = $2 AND s.state IN ('creating', 'busy')",
+            job.turn_id,
+            job.epoch,
+            sandbox_id,
+        )
+        .execute(&self.pool)
+        .await?
+        .rows_affected();
+        Ok(fenced(done))
+    }
+
+    /// Takes over releases that are due, for `hold`: their worker may have died before the kill.
+    pub async fn due_releases(&self, limit: i64, hold: Duration) -> sqlx::Result<Vec<Releasing>> {
+        let rows = sqlx::query!(
+            r#"WITH due AS MATERIALIZED (
+                 SELECT id FROM turnmill.slots WHERE state = 'releasing' AND due_at <= clock_timestamp()
+                 ORDER BY due_at LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED)
+               UPDATE turnmill.slots s
+               SET epoch = nextval('turnmill.epochs'), due_at = clock_timestamp() + make_interval(secs => $2)
+               FROM due WHERE s.id = due.id
+               RETURNING s.id, s.epoch AS "epoch!", s.sandbox_id, s.nonce AS "nonce!",
+                 extract(epoch FROM clock_timestamp() - s.asked_at)::float8 AS since_asked"#,
+            limit,
+            hold.as_secs_f64(),
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(rows
+            .into_iter()
+            .map(|r| Releasing {
+                slot_id: r.id,
+                epoch: r.epoch,
+                sandbox_id: r.sandbox_id,
+                nonce: r.nonce,
+                since_asked: r.since_asked.map(|s| Duration::from_secs_f64(s.max(0.0))),
+            })
+            .collect())
+    }
+
+    /// The sandbox is gone: the slot comes free, or goes away if the cap was lowered meanwhile. A slot that
+    /// comes free takes the place of one that is marked to retire, so that no create starts above the cap.
+    /// Wakes the claimers when something waits for it.
+    pub async fn slot_freed(&self, slot_id: i64, epoch: i64) -> sqlx::Result<Result<(), Fenced>> {
+        let row = sqlx::query!(
+            r#"WITH mine AS MATERIALIZED (
+                 SELECT id, pool, retire FROM turnmill.slots
+                 WHERE id = $1 AND epoch = $2 AND state = 'releasing' FOR UPDATE),
+               heir AS MATERIALIZED (
+                 SELECT s.id FROM turnmill.slots s JOIN mine m ON s.pool = m.pool AND s.id <> m.id
+                 WHERE s.retire AND NOT m.retire LIMIT 1 FOR NO KEY UPDATE OF s SKIP LOCKED),
+               inherited AS (UPDATE turnmill.slots s SET retire = false FROM heir WHERE s.id = heir.id RETURNING s.id),
+               dropped AS (
+                 DELETE FROM turnmill.slots s USING mine m
+                 WHERE s.id = m.id AND (m.retire OR EXISTS (SELECT FROM heir)) RETURNING s.id),
+               freed AS (
+                 UPDATE turnmill.slots s
+                 SET state = 'free', epoch = NULL, due_at = NULL, turn_id = NULL, session_id = NULL, nonce = NULL,
+                     create_request = NULL, asked_at = NULL, sandbox_id = NULL, sandbox_at = NULL
+                 FROM mine m WHERE s.id = m.id AND NOT m.retire AND NOT EXISTS (SELECT FROM heir) RETURNING s.id)
+               SELECT count(*) AS "mine!",
+                 (SELECT count(pg_notify('turnmill_ready', pool)) FROM mine WHERE EXISTS (
+                    SELECT FROM turnmill.jobs j WHERE j.pool = mine.pool AND j.state = 'ready')) AS "woken!" FROM mine"#,
+            slot_id,
+            epoch
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(fenced(u64::try_from(row.mine).unwrap_or(0)))
+    }
+
+    /// Slots that hold a sandbox or may, by pool; for the demo's and the tests' last line.
+    pub async fn slots_held(&self) -> sqlx::Result<i64> {
+        sqlx::query_scalar!(r#"SELECT count(*) AS "n!" FROM turnmill.slots WHERE state <> 'free'"#)
+            .fetch_one(&self.pool)
+            .await
+    }
+}

@@ -1,0 +1,198 @@
+//! What can happen to a turn, and what follows from it. No I/O in this module.
+//!
+//! pending ──claim──▶ in_progress ──settle──▶ completed | failed | cancelled
+//!    ▲                    │
+//!    └── retry_later ─────┘
+//!
+//! A worker reports what [`Happened`] to its attempt; [`RetryPolicy::decide`] turns that into a [`Fate`].
+
+use std::time::Duration;
+
+use crate::agent::{Outcome, Verdict};
+
+/// Why a turn failed: a stable code for programs and a text for people, which says the phase and what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TurnError {
+    /// Stable, lower case with underscores.
+    pub code: String,
+    /// One or two sentences.
+    pub message: String,
+}
+
+impl TurnError {
+    /// From a code and a text.
+    pub fn new(code: &str, message: impl Into<String>) -> Self {
+        Self { code: code.to_owned(), message: message.into() }
+    }
+}
+
+/// The terminal statuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// The agent finished.
+    Completed,
+    /// It won't; the error says why.
+    Failed,
+    /// Somebody asked for it.
+    Cancelled,
+}
+
+impl Ending {
+    /// As in `turns.status`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// Why a sandbox could not be made ready. The kind says what to do next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StartupFailure {
+    /// Another try may work.
+    Retry(String),
+    /// E2B's rate limit: not before this has passed.
+    RateLimited(Duration, String),
+    /// E2B's concurrency limit, which is not this turn's fault.
+    AtCapacity(String),
+    /// Our credentials are refused: nobody should claim from the pool.
+    Blocked(String),
+    /// No try will ever work as the pool is configured.
+    Config(String),
+}
+
+/// What became of a worker's attempt at a turn.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Happened {
+    /// The agent's process ended by itself.
+    AgentEnded(Outcome),
+    /// Somebody asked for it, and the agent was stopped.
+    Cancelled {
+        /// In the asker's words.
+        reason: Option<String>,
+    },
+    /// The turn's time was over, and the agent was stopped.
+    TimedOut,
+    /// There was no sandbox for it.
+    StartupFailed(StartupFailure),
+    /// The sandbox is gone, or what watched the agent in it is, and with it the files.
+    SandboxLost(String),
+    /// The journal is shorter than what was read of it.
+    JournalDamaged {
+        /// Bytes committed.
+        offset: u64,
+        /// Bytes there.
+        size: u64,
+    },
+}
+
+/// What follows for the turn.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Fate {
+    /// Settle it.
+    End {
+        /// Its terminal status.
+        ending: Ending,
+        /// Code and text, unless it completed.
+        error: Option<TurnError>,
+    },
+    /// Put it back into the queue.
+    RetryLater {
+        /// Not before then.
+        delay: Duration,
+        /// Counts as a failed start-up.
+        charged: bool,
+        /// Starts over from scratch.
+        restart: bool,
+        /// The pool's credentials are refused: block it.
+        blocks_pool: bool,
+        /// For the turn's error columns while it waits.
+        why: TurnError,
+    },
+}
+
+/// How often and how fast things are tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RetryPolicy {
+    /// Start-ups of one turn that may fail before it does.
+    pub startup_tries: u32,
+    /// Longest first pause after a failed start-up; doubles with each, with full jitter.
+    #[serde(with = "humantime_serde")]
+    pub startup_delay: Duration,
+    /// Longest pause at all.
+    #[serde(with = "humantime_serde")]
+    pub startup_delay_max: Duration,
+    /// Sandboxes of one turn that may vanish before it fails; each restarts it from scratch.
+    pub sandboxes_lost_max: u32,
+}
+
+impl RetryPolicy {
+    /// Decides a turn's fate. `failures` and `sandboxes_lost` are those before this one; `chance` in 0..1
+    /// spreads the retries of a burst.
+    pub fn decide(&self, happened: &Happened, failures: u32, sandboxes_lost: u32, chance: f64) -> Fate {
+        match happened {
+            Happened::AgentEnded(outcome) => match &outcome.verdict {
+                Verdict::Completed => Fate::End { ending: Ending::Completed, error: None },
+                Verdict::Failed(failure) => failed(failure.code.as_str(), failure.message.clone()),
+            },
+            Happened::Cancelled { reason } => Fate::End {
+                ending: Ending::Cancelled,
+                error: Some(TurnError::new("cancelled", reason.as_deref().unwrap_or("cancelled while it ran"))),
+            },
+            Happened::TimedOut => failed("turn_timeout", "the turn's time limit was over; the agent was stopped and what it said is kept. Raise the pool's turn_timeout_s, or ask for less at once"),
+            Happened::StartupFailed(failure) => self.after_startup(failure, failures, chance),
+            Happened::SandboxLost(cause) => self.after_loss(cause, sandboxes_lost, chance),
+            Happened::JournalDamaged { offset, size } => failed(
+                "journal_damaged",
+                format!("the agent's journal has {size} bytes, but {offset} were already copied from it: something in the sandbox has overwritten it"),
+            ),
+        }
+    }
+
+    fn after_startup(&self, failure: &StartupFailure, failures: u32, chance: f64) -> Fate {
+        let (delay, charged, blocks_pool, cause) = match failure {
+            StartupFailure::Config(cause) => {
+                return failed("sandbox_config", format!("the sandbox can't be created as the pool is configured: {cause}"));
+            }
+            StartupFailure::Retry(cause) if failures + 1 >= self.startup_tries => {
+                return failed("sandbox_start_failed", format!("no sandbox after {} tries; the last error: {cause}", failures + 1));
+            }
+            StartupFailure::Retry(cause) => (self.backoff(failures).mul_f64(chance), true, false, cause),
+            StartupFailure::RateLimited(wait, cause) => (wait.mul_f64(1.0 + chance / 4.0), false, false, cause),
+            StartupFailure::AtCapacity(cause) => (Duration::from_secs_f64(1.0 + 9.0 * chance), false, false, cause),
+            StartupFailure::Blocked(cause) => (Duration::ZERO, false, true, cause),
+        };
+        Fate::RetryLater {
+            delay,
+            charged,
+            restart: false,
+            blocks_pool,
+            why: TurnError::new("sandbox_start_failed", format!("no sandbox yet: {cause}")),
+        }
+    }
+
+    fn after_loss(&self, cause: &str, sandboxes_lost: u32, chance: f64) -> Fate {
+        if sandboxes_lost >= self.sandboxes_lost_max {
+            return failed("sandbox_lost", format!("the sandbox was lost while the agent ran, {} times: {cause}", sandboxes_lost + 1));
+        }
+        Fate::RetryLater {
+            delay: self.startup_delay.mul_f64(chance),
+            charged: false,
+            restart: true,
+            blocks_pool: false,
+            why: TurnError::new("sandbox_lost", format!("the sandbox was lost while the agent ran; the turn starts over in a new one: {cause}")),
+        }
+    }
+
+    /// The longest pause after this many failures; the actual one is drawn between zero and it.
+    fn backoff(&self, failures: u32) -> Duration {
+        self.startup_delay.saturating_mul(2u32.saturating_pow(failures.min(16))).min(self.startup_delay_max)
+    }
+}
+
+fn failed(code: &str, message: impl Into<String>) -> Fate {
+    Fate::End { ending: Ending::Failed, error: Some(TurnError::new(code, message)) }
+}

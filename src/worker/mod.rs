@@ -1,0 +1,132 @@
+//! A worker process: takes turns from the queue and copies what their agents say into Postgres.
+//!
+//! | file | part |
+//! | --- | --- |
+//! | `claims` | looks for work and hands it to the runtime |
+//! | `runtime` | runs each turn under apalis' Monitor |
+//! | `attempt` | one worker's time with one turn, on one page |
+//! | `startup` | a sandbox for it, made or found again |
+//! | `follow` | journal → lines → blocks → writer, until the agent has ended |
+//! | `writer` | commits the blocks of all turns together |
+//! | `lease` | the process's right to act, on its own monotonic clock |
+//! | `upkeep` | cancels, promotions, releases |
+//!
+//! The sandbox outlives all of this: whatever is dropped here at any point, another worker takes up at the
+//! journal byte that is in the database.
+
+mod attempt;
+mod claims;
+mod follow;
+mod lease;
+mod lines;
+mod running;
+pub mod runtime;
+mod startup;
+mod upkeep;
+mod writer;
+
+use std::sync::Arc;
+
+use secrecy::SecretString;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::config::Config;
+use crate::e2b;
+use crate::keys::Credentials;
+use crate::store::Store;
+
+pub use claims::Assignment;
+pub use lease::Lease;
+pub use running::Running;
+
+/// What every part of a worker shares.
+#[derive(Debug, Clone)]
+pub struct Worker {
+    /// Host, pid and random part.
+    pub id: Arc<str>,
+    /// The database.
+    pub store: Store,
+    /// Settings.
+    pub config: Arc<Config>,
+    /// Where sandboxes come from.
+    pub e2b: e2b::Client,
+    /// What agents get to reach their model.
+    pub credentials: Arc<Credentials>,
+    /// This fleet's random id.
+    pub fleet_id: Arc<str>,
+    /// The right to act.
+    pub lease: Arc<Lease>,
+    /// The turns that run here.
+    pub running: Running,
+    /// Wakes the claimer.
+    pub wake: Arc<Notify>,
+    writer: writer::Writer,
+}
+
+impl Worker {
+    /// Checks schema and fleet and registers the process. `background` gets the writer's task.
+    pub async fn register(store: Store, config: Arc<Config>, credentials: Credentials, background: &TaskTracker) -> anyhow::Result<Self> {
+        store.check_schema().await?;
+        let fleet = store.expect_fleet(&config.fleet).await?;
+        let host = hostname();
+        let id = format!("{host}-{}-{:08x}", std::process::id(), rand::random::<u32>());
+        let turns_max = i32::try_from(config.worker.turns_max.get()).unwrap_or(i32::MAX);
+        store.register_worker(&id, config.worker.lease, turns_max, &host).await?;
+        Ok(Self {
+            id: id.into(),
+            e2b: client(&config),
+            credentials: Arc::new(credentials),
+            fleet_id: fleet.id.into(),
+            lease: Arc::new(Lease::new()),
+            running: Running::default(),
+            wake: Arc::new(Notify::new()),
+            writer: writer::Writer::spawn(store.clone(), config.worker.flush, background),
+            store,
+            config,
+        })
+    }
+
+    /// Runs until `stop`, then hands every turn over and returns within moments, whatever they do.
+    pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
+        info!(worker.id = %self.id, fleet.id = %self.fleet_id, "Worker {} takes up to {} turns", self.id, self.config.worker.turns_max);
+        let background = TaskTracker::new();
+        background.spawn(lease::keep(self.clone(), stop.clone()));
+        background.spawn(upkeep::listen(self.clone(), stop.clone()));
+        background.spawn(upkeep::watch_cancels(self.clone(), stop.clone()));
+        background.spawn(upkeep::tidy(self.clone(), stop.clone()));
+        background.close();
+        let worker = self.clone();
+        let ended = runtime::run(&self, stop.clone(), move |assignment| {
+            let worker = worker.clone();
+            async move { attempt::run(&worker, assignment).await }
+        })
+        .await;
+        stop.cancel();
+        background.wait().await;
+        // The agents run on; whoever claims next adopts them at the byte that is committed.
+        if let Err(error) = self.store.release_worker(&self.id).await {
+            warn!(worker.id = %self.id, %error, "Worker {} could not give its lease back; its turns are adopted when it runs out", self.id);
+        }
+        info!(worker.id = %self.id, "Worker {} has handed over and ends", self.id);
+        ended
+    }
+}
+
+/// The client for the configured E2B account.
+pub fn client(config: &Config) -> e2b::Client {
+    let e2b = &config.e2b;
+    e2b::Client::new(e2b::Config {
+        api_url: if e2b.api_url.is_empty() { format!("https://api.{}", e2b.domain) } else { e2b.api_url.clone() },
+        domain: e2b.domain.clone(),
+        sandbox_url: (!e2b.sandbox_url.is_empty()).then(|| e2b.sandbox_url.clone()),
+        api_key: SecretString::clone(&e2b.api_key),
+        api_version: if e2b.api_version == "v1" { e2b::ApiVersion::V1 } else { e2b::ApiVersion::V2 },
+    })
+}
+
+fn hostname() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}

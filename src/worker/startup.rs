@@ -1,0 +1,138 @@
+//! A sandbox for the turn, and the agent in it. Every step may be done again by whoever adopts the turn:
+//! the create has a nonce, the supervisor starts an attempt once.
+
+use std::time::Duration;
+
+use backon::{BackoffBuilder as _, ExponentialBuilder};
+use tokio::time::{Instant, sleep};
+use tracing::{debug, warn};
+
+use super::Worker;
+use super::attempt::{Held, LetGo, persist, unless_fenced};
+use crate::e2b::{self, CreateError};
+use crate::sandbox::{AgentState, Launch, Probe, Sandbox, SandboxError};
+use crate::store::Claimed;
+use crate::turn::{Happened, StartupFailure};
+
+/// Tries of one create within one claim; further ones come from the queue, with its backoff.
+const CREATE_TRIES: usize = 3;
+
+/// How long a fresh sandbox may take until it answers.
+const READY_MAX: Duration = Duration::from_secs(30);
+
+/// How long a sandbox that E2B says is running may answer nothing before it is given up.
+pub(super) const SILENT_MAX: Duration = Duration::from_secs(300);
+
+/// A running sandbox with the supervisor in it.
+pub(super) async fn ready(worker: &Worker, job: &Claimed, held: &mut Held) -> Result<Result<Sandbox, Happened>, LetGo> {
+    let found = match &job.sandbox_id {
+        Some(id) => find(worker, id).await,
+        None => create(worker, job, held).await?,
+    };
+    let sandbox = match found {
+        Ok(sandbox) => Sandbox::new(&worker.e2b, &sandbox, job.epoch, job.attempt, worker.config.worker.call_deadline),
+        Err(happened) => return Ok(Err(happened)),
+    };
+    held.sandbox_id = Some(sandbox.id().to_owned());
+    persist(|| worker.store.sandbox_ready(job, sandbox.id())).await?;
+    // An adopted sandbox may have an agent in it: that is worth more patience than a fresh one.
+    let patience = if job.sandbox_id.is_some() { SILENT_MAX } else { READY_MAX };
+    match insist(&sandbox, patience, || sandbox.install()).await? {
+        Ok(()) => Ok(Ok(sandbox)),
+        Err(error) => Ok(Err(not_ready(job, &error))),
+    }
+}
+
+/// The agent of this attempt runs, or has run: starts it unless somebody has.
+pub(super) async fn start(worker: &Worker, job: &Claimed, sandbox: &Sandbox, launch: &Launch) -> Result<Result<Probe, Happened>, LetGo> {
+    let patience = if job.sandbox_id.is_some() { SILENT_MAX } else { worker.config.worker.call_deadline };
+    Ok(match insist(sandbox, patience, || sandbox.start(launch)).await? {
+        // Started once, and now nobody watches it: what it did can't be known, so its sandbox goes.
+        Ok(probe) if probe.state == AgentState::Lost => Err(Happened::SandboxLost("the agent's supervisor was killed".to_owned())),
+        Ok(probe) => Ok(probe),
+        Err(error) => Err(not_ready(job, &error)),
+    })
+}
+
+async fn create(worker: &Worker, job: &Claimed, held: &mut Held) -> Result<Result<e2b::Sandbox, Happened>, LetGo> {
+    let mut pauses = ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(200))
+        .with_jitter()
+        .with_max_times(CREATE_TRIES - 1)
+        .build();
+    loop {
+        // On disk before the call: from here on a sandbox may exist.
+        persist(|| worker.store.create_asked(job)).await?;
+        let error = match worker.e2b.create(&job.nonce, &job.create_request, worker.config.worker.create_deadline).await {
+            Ok(sandbox) => return Ok(Ok(sandbox)),
+            Err(error) => error,
+        };
+        let may_exist = matches!(error, CreateError::Unknown(_));
+        held.may_exist = may_exist;
+        let again = matches!(error, CreateError::Retry(_) | CreateError::Unknown(_));
+        match pauses.next().filter(|_| again) {
+            Some(pause) => {
+                debug!(turn.id = %job.turn_id, %error, "No sandbox for turn {} yet; asking again in {pause:?}", job.turn_id);
+                sleep(pause).await;
+            }
+            None => return Ok(Err(Happened::StartupFailed(failure(error)))),
+        }
+    }
+}
+
+fn failure(error: CreateError) -> StartupFailure {
+    let text = error.to_string();
+    match error {
+        CreateError::Retry(_) | CreateError::Unknown(_) => StartupFailure::Retry(text),
+        CreateError::RetryAfter(wait, _) => StartupFailure::RateLimited(wait, text),
+        CreateError::AtCapacity { .. } => StartupFailure::AtCapacity(text),
+        CreateError::Blocked(_) => StartupFailure::Blocked(text),
+        CreateError::Config(_) => StartupFailure::Config(text),
+    }
+}
+
+async fn find(worker: &Worker, id: &str) -> Result<e2b::Sandbox, Happened> {
+    let since = Instant::now();
+    loop {
+        match worker.e2b.get(id).await {
+            Ok(Some(info)) => return Ok(e2b::Sandbox::from(&info)),
+            Ok(None) => return Err(Happened::SandboxLost("E2B does not know it any more".to_owned())),
+            Err(error) if since.elapsed() < SILENT_MAX => {
+                warn!(sandbox.id = id, %error, "E2B can't be asked for sandbox {id}; trying on");
+                sleep(Duration::from_millis(500)).await;
+            }
+            Err(error) => return Err(Happened::SandboxLost(format!("E2B can't be asked for it: {error}"))),
+        }
+    }
+}
+
+/// Repeats an act until the sandbox answers, for as long as it may be worth it.
+async fn insist<T, F>(sandbox: &Sandbox, patience: Duration, act: impl Fn() -> F) -> Result<Result<T, SandboxError>, LetGo>
+where
+    F: Future<Output = Result<T, SandboxError>>,
+{
+    let since = Instant::now();
+    let mut pauses = ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(50))
+        .with_max_delay(Duration::from_secs(1))
+        .without_max_times()
+        .build();
+    loop {
+        match unless_fenced(act().await)? {
+            // A proxy that does not know it yet, or any more, says the same: the control plane decides.
+            Err(SandboxError::Gone) if since.elapsed() < patience && !matches!(sandbox.exists().await, Ok(false)) => {}
+            Err(SandboxError::Unreachable(_)) if since.elapsed() < patience => {}
+            done => return Ok(done),
+        }
+        sleep(pauses.next().unwrap_or(Duration::from_secs(1))).await;
+    }
+}
+
+fn not_ready(job: &Claimed, error: &SandboxError) -> Happened {
+    // With a sandbox from before, an agent may have run in it: the attempt is lost, not just its start-up.
+    if job.sandbox_id.is_some() {
+        Happened::SandboxLost(error.to_string())
+    } else {
+        Happened::StartupFailed(StartupFailure::Retry(error.to_string()))
+    }
+}

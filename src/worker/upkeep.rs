@@ -1,0 +1,140 @@
+//! What a worker does beside its turns: hears hints and cancels, promotes, and finishes releases that others
+//! could not.
+
+use std::time::Duration;
+
+use backon::{ExponentialBuilder, Retryable as _};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::Worker;
+use crate::store::Releasing;
+
+/// Between two rounds of tidying.
+const TIDY: Duration = Duration::from_secs(1);
+
+/// How long a release that was taken over is left to whoever took it.
+const RELEASE_HOLD: Duration = Duration::from_secs(10);
+
+/// Releases of one round.
+const RELEASES_MAX: i64 = 50;
+
+/// After this long a create that was sent has either made a sandbox that E2B lists, or never will: E2B gives
+/// up a create after 70 s.
+const CREATE_SETTLED: Duration = Duration::from_secs(120);
+
+/// Wakes the claimer on NOTIFY. Polling goes on regardless, so a lost connection costs only latency.
+pub(super) async fn listen(worker: Worker, stop: CancellationToken) {
+    let hear = async {
+        loop {
+            match worker.store.listen().await {
+                Ok(mut hints) => {
+                    worker.wake.notify_one();
+                    while hints.wait().await.is_ok() {
+                        worker.wake.notify_one();
+                    }
+                }
+                Err(error) => debug!(%error, "LISTEN does not work here; the queue is polled"),
+            }
+            sleep(Duration::from_secs(1)).await;
+        }
+    };
+    stop.run_until_cancelled(hear).await;
+}
+
+/// Tells running turns that somebody wants them cancelled.
+pub(super) async fn watch_cancels(worker: Worker, stop: CancellationToken) {
+    let watch = async {
+        loop {
+            sleep(worker.config.worker.cancel_poll).await;
+            let turns = worker.running.turns();
+            if turns.is_empty() {
+                continue;
+            }
+            match worker.store.cancels(&turns).await {
+                Ok(asked) => asked.iter().for_each(|(turn, reason)| worker.running.cancel(turn, reason.as_deref())),
+                Err(error) => debug!(%error, "Could not look for cancels"),
+            }
+        }
+    };
+    stop.run_until_cancelled(watch).await;
+}
+
+/// Keeps the queue going where no single transaction can.
+pub(super) async fn tidy(worker: Worker, stop: CancellationToken) {
+    let tidy = async {
+        loop {
+            sleep(TIDY.mul_f64(0.75 + rand::random::<f64>() / 2.0)).await;
+            if let Err(error) = worker.store.tidy().await {
+                debug!(%error, "Could not tidy the queue");
+                continue;
+            }
+            match worker.store.due_releases(RELEASES_MAX, RELEASE_HOLD).await {
+                Ok(due) => {
+                    futures::future::join_all(due.iter().map(|slot| release(&worker, slot))).await;
+                }
+                Err(error) => debug!(%error, "Could not look for releases that are due"),
+            }
+            heal_pools(&worker).await;
+        }
+    };
+    stop.run_until_cancelled(tidy).await;
+}
+
+/// Kills the slot's sandbox and frees the slot. What fails is done again by anyone when it is due.
+pub(super) async fn release(worker: &Worker, slot: &Releasing) {
+    let gone = match (&slot.sandbox_id, slot.since_asked) {
+        (Some(id), _) => kill(worker, id).await,
+        (None, None) => true,
+        (None, Some(since)) => search(worker, slot, since).await,
+    };
+    if !gone {
+        return;
+    }
+    match worker.store.slot_freed(slot.slot_id, slot.epoch).await {
+        Ok(Ok(())) => worker.wake.notify_one(),
+        Ok(Err(_)) => debug!(slot.id = slot.slot_id, "Slot {} is released by another worker", slot.slot_id),
+        Err(error) => warn!(slot.id = slot.slot_id, %error, "Slot {} could not be freed yet", slot.slot_id),
+    }
+}
+
+async fn kill(worker: &Worker, sandbox_id: &str) -> bool {
+    let killed = (|| worker.e2b.kill(sandbox_id)).retry(ExponentialBuilder::default().with_min_delay(Duration::from_millis(100)).with_jitter()).await;
+    if let Err(error) = &killed {
+        warn!(sandbox.id = sandbox_id, %error, "Sandbox {sandbox_id} could not be killed yet");
+    }
+    killed.is_ok()
+}
+
+/// A create whose answer was never seen: looks for its nonce, until it can't come any more.
+async fn search(worker: &Worker, slot: &Releasing, since: Duration) -> bool {
+    let labels = [("turnmill_fleet", &*worker.fleet_id), ("turnmill_nonce", slot.nonce.as_str())];
+    match worker.e2b.list(&labels).await {
+        Ok(found) => {
+            let mut all_gone = true;
+            for sandbox in &found {
+                info!(sandbox.id = %sandbox.id, slot.id = slot.slot_id, "Sandbox {} was created unseen and is killed", sandbox.id);
+                all_gone &= kill(worker, &sandbox.id).await;
+            }
+            all_gone && (!found.is_empty() || since > CREATE_SETTLED)
+        }
+        Err(error) => {
+            debug!(slot.id = slot.slot_id, %error, "E2B can't be asked for the sandbox of slot {}", slot.slot_id);
+            false
+        }
+    }
+}
+
+/// A blocked pool heals when E2B takes our key again.
+async fn heal_pools(worker: &Worker) {
+    let Ok(pools) = worker.store.pools_to_probe().await else { return };
+    for pool in pools {
+        if worker.e2b.list(&[("turnmill_fleet", &*worker.fleet_id)]).await.is_ok()
+            && worker.store.unblock_pool(&pool).await.is_ok()
+        {
+            info!(pool = %pool, "Pool {pool} is active again: E2B takes our key");
+            worker.wake.notify_one();
+        }
+    }
+}
