@@ -36,7 +36,7 @@ impl Dev {
     /// Runs it.
     pub async fn run(self, mut config: Config) -> anyhow::Result<ExitCode> {
         let stop = stop_on_signal()?;
-        let home = tempfile::Builder::new().prefix("turnmill-dev-").tempdir()?;
+        let home = postgres::passable_tempdir("turnmill-dev-")?;
         let postgres = if config.database.url.expose_secret().is_empty() {
             let postgres = postgres::Postgres::start(&home.path().join("postgres"), postgres::Options::default()).await?;
             config.database.url = postgres.url().into();

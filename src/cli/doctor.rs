@@ -67,7 +67,11 @@ async fn e2b(report: &mut Report, config: &Config) {
     if config.e2b.api_key.expose_secret().is_empty() {
         return report.bad("sandboxes", "E2B_API_KEY is not set (turnmill dev brings its own sandboxes and needs none)");
     }
-    match crate::worker::client(config).list(&[("turnmill_fleet", "doctor")]).await {
+    let client = match crate::worker::client(config) {
+        Ok(client) => client,
+        Err(error) => return report.bad("sandboxes", &format!("{error:#}")),
+    };
+    match client.list(&[("turnmill_fleet", "doctor")]).await {
         Ok(_) => report.good("sandboxes", "E2B takes our key"),
         Err(error) => report.bad("sandboxes", &format!("{error}; check E2B_API_KEY, E2B_API_URL and E2B_DOMAIN")),
     }

@@ -1,30 +1,144 @@
-//! stub
-#![allow(missing_docs)]
-use std::{collections::BTreeMap, ops::Range, time::Duration}; use bytes::Bytes; use secrecy::SecretString;
-#[derive(Debug, Clone, Copy)] pub enum ApiVersion { V1, V2 }
-#[derive(Debug, Clone)] pub struct Config { pub api_url: String, pub domain: String, pub sandbox_url: Option<String>, pub api_key: SecretString, pub api_version: ApiVersion }
-#[derive(Debug, Clone)] pub struct Client;
-#[derive(Debug, Clone)] pub struct Sandbox { pub id: String }
-#[derive(Debug, Clone)] pub struct SandboxInfo;
-impl From<&SandboxInfo> for Sandbox { fn from(_: &SandboxInfo) -> Self { unimplemented!() } }
-#[derive(Debug, Clone)] pub struct ListedSandbox { pub id: String }
-#[derive(Debug, Clone, thiserror::Error)] pub enum CreateError { #[error("")] Retry(String), #[error("")] RetryAfter(Duration, String), #[error("")] AtCapacity { cap: Option<u32>, cause: String }, #[error("")] Blocked(String), #[error("")] Config(String), #[error("")] Unknown(String) }
-#[derive(Debug, Clone, thiserror::Error)] pub enum ApiError { #[error("")] Transient(String) }
-#[derive(Debug, Clone, thiserror::Error)] pub enum EnvdError { #[error("")] Gone, #[error("")] NotReady(String), #[error("")] Unreachable(String), #[error("")] DeadlineExceeded }
-impl Client { pub fn new(_: Config) -> Self { Self }
- pub async fn create(&self, _: &str, _: &serde_json::Value, _: Duration) -> Result<Sandbox, CreateError> { unimplemented!() }
- pub async fn get(&self, _: &str) -> Result<Option<SandboxInfo>, ApiError> { unimplemented!() }
- pub async fn list(&self, _: &[(&str, &str)]) -> Result<Vec<ListedSandbox>, ApiError> { unimplemented!() }
- pub async fn set_timeout(&self, _: &str, _: Duration) -> Result<bool, ApiError> { unimplemented!() }
- pub async fn kill(&self, _: &str) -> Result<(), ApiError> { unimplemented!() }
- pub fn envd(&self, _: &Sandbox) -> Envd { Envd } }
-#[derive(Debug, Clone)] pub struct Envd;
-#[derive(Debug, Clone)] pub struct Command { pub cmd: String, pub args: Vec<String>, pub envs: BTreeMap<String, String>, pub cwd: Option<String>, pub user: String, pub tag: Option<String> }
-pub struct Output { pub stdout: Vec<u8>, pub stderr: Vec<u8>, pub exit_code: i32 }
-#[derive(Debug)] pub enum ProcessEvent { Stdout(Bytes), Stderr(Bytes), End }
-pub type ProcessStream = futures::stream::BoxStream<'static, Result<ProcessEvent, EnvdError>>;
-impl Envd {
- pub async fn run(&self, _: &Command, _: Duration) -> Result<Output, EnvdError> { unimplemented!() }
- pub async fn start(&self, _: &Command) -> Result<ProcessStream, EnvdError> { unimplemented!() }
- pub async fn upload(&self, _: &str, _: &str, _: Bytes, _: Duration) -> Result<(), EnvdError> { unimplemented!() }
- pub async fn download(&self, _: &str, _: &str, _: Range<u64>, _: Duration) -> Result<Bytes, EnvdError> { unimplemented!() } }
+//! A client for E2B's API, and for the servers of others that speak it.
+//!
+//! | file | part |
+//! | --- | --- |
+//! | `api` | control plane: create, get, list, set timeout, kill |
+//! | `envd` | data plane: processes and files in one sandbox |
+//! | `connect` | the framing of the data plane's streams |
+//!
+//! HTTP/1.1 only: E2B's proxy sends downloads as many small frames, which the `h2` crate takes for an attack.
+//! Every request has a deadline, and no error is retried here: who calls knows what is worth another try.
+
+mod api;
+pub(crate) mod connect;
+mod envd;
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::Deserialize;
+
+pub use api::{ApiError, CreateError, ListedSandbox, SandboxInfo};
+pub use envd::{Command, Envd, EnvdError, Output, ProcessEvent, ProcessStream};
+
+/// The port of the daemon in every sandbox.
+const ENVD_PORT: u16 = 49983;
+
+/// Domains whose sandboxes are all reached by `sandbox.DOMAIN` and two headers.
+const SHARED_HOST_DOMAINS: [&str; 4] = ["e2b.app", "e2b.dev", "e2b.pro", "e2b-staging.dev"];
+
+/// Which create endpoint to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ApiVersion {
+    /// `POST /sandboxes`: no idempotency key.
+    V1,
+    /// `POST /v2/sandboxes`.
+    V2,
+}
+
+/// Where the API is and who we are.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Base URL of the control plane.
+    pub api_url: String,
+    /// Domain of sandboxes whose create answer names none.
+    pub domain: String,
+    /// Base URL of the data plane, for servers with their own routing; may contain `{sandbox_id}` and `{port}`.
+    pub sandbox_url: Option<String>,
+    /// Account key.
+    pub api_key: SecretString,
+    /// Which create endpoint to use.
+    pub api_version: ApiVersion,
+}
+
+/// A connection pool to one account.
+#[derive(Debug, Clone)]
+pub struct Client {
+    http: reqwest::Client,
+    config: std::sync::Arc<Config>,
+}
+
+/// A sandbox as far as one must know it to act in it.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Sandbox {
+    /// E2B's id.
+    #[serde(rename = "sandboxID")]
+    pub id: String,
+    /// What its data plane wants to see; servers without access control give none.
+    #[serde(rename = "envdAccessToken", default)]
+    access_token: Option<SecretString>,
+    /// Where its data plane is, when not at the account's domain.
+    #[serde(default)]
+    domain: Option<String>,
+}
+
+impl Client {
+    /// Fails when the machine has no CA certificates.
+    pub fn new(config: Config) -> anyhow::Result<Self> {
+        crate::tls::install();
+        let http = reqwest::Client::builder()
+            .http1_only()
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(Duration::from_secs(10))
+            .tcp_keepalive(Duration::from_secs(30))
+            .user_agent(concat!("turnmill/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .context("no HTTP client: are the system's CA certificates installed (package ca-certificates)?")?;
+        Ok(Self { http, config: std::sync::Arc::new(config) })
+    }
+
+    /// The data plane of one sandbox.
+    pub fn envd(&self, sandbox: &Sandbox) -> Envd {
+        Envd::new(self.http.clone(), self.data_plane(sandbox), sandbox)
+    }
+
+    fn data_plane(&self, sandbox: &Sandbox) -> String {
+        let domain = sandbox.domain.as_deref().filter(|d| !d.is_empty()).unwrap_or(&self.config.domain);
+        match &self.config.sandbox_url {
+            Some(url) => url.replace("{sandbox_id}", &sandbox.id).replace("{port}", &ENVD_PORT.to_string()),
+            None if SHARED_HOST_DOMAINS.contains(&domain) => format!("https://sandbox.{domain}"),
+            None => format!("https://{ENVD_PORT}-{}.{domain}", sandbox.id),
+        }
+    }
+}
+
+impl Sandbox {
+    fn token(&self) -> Option<&str> {
+        self.access_token.as_ref().map(|token| token.expose_secret()).filter(|token| !token.is_empty())
+    }
+}
+
+/// The cause at the bottom: reqwest's own text only says "error sending request".
+fn root_cause(error: &reqwest::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn url(domain: &str, sandbox_url: Option<&str>, own: Option<&str>) -> String {
+        let client = Client::new(Config {
+            api_url: String::new(),
+            domain: domain.to_owned(),
+            sandbox_url: sandbox_url.map(str::to_owned),
+            api_key: "k".into(),
+            api_version: ApiVersion::V2,
+        })
+        .unwrap();
+        client.data_plane(&Sandbox { id: "i1".to_owned(), access_token: None, domain: own.map(str::to_owned) })
+    }
+
+    #[test]
+    fn the_data_plane_is_found_by_domain_template_or_the_sandbox_s_own_word() {
+        assert_eq!(url("e2b.app", None, None), "https://sandbox.e2b.app");
+        assert_eq!(url("my.cloud", None, None), "https://49983-i1.my.cloud");
+        assert_eq!(url("e2b.app", None, Some("byoc.example")), "https://49983-i1.byoc.example");
+        assert_eq!(url("e2b.app", Some("https://h/kruise/{sandbox_id}/{port}"), None), "https://h/kruise/i1/49983");
+    }
+}

@@ -77,7 +77,7 @@ impl Worker {
         store.register_worker(&id, config.worker.lease, turns_max, &host).await?;
         Ok(Self {
             id: id.into(),
-            e2b: client(&config),
+            e2b: client(&config)?,
             credentials: Arc::new(credentials),
             fleet_id: fleet.id.into(),
             lease: Arc::new(Lease::new()),
@@ -116,7 +116,7 @@ impl Worker {
 }
 
 /// The client for the configured E2B account.
-pub fn client(config: &Config) -> e2b::Client {
+pub fn client(config: &Config) -> anyhow::Result<e2b::Client> {
     let e2b = &config.e2b;
     e2b::Client::new(e2b::Config {
         api_url: if e2b.api_url.is_empty() { format!("https://api.{}", e2b.domain) } else { e2b.api_url.clone() },

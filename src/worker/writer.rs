@@ -142,6 +142,6 @@ async fn defuse(store: &Store, mut request: Request, fault: &sqlx::Error) -> Opt
         return Some(request);
     }
     error!(turn.id = %turn, error = %fault, "Blocks of turn {turn} can't be written");
-    drop(request.answer.send(Err(Fenced)));
+    let _ = request.answer.send(Err(Fenced));
     None
 }

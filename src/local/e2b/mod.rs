@@ -1,5 +1,139 @@
-#![allow(missing_docs)]
-use std::{net::SocketAddr, path::PathBuf}; use tokio::sync::oneshot; use tokio_util::sync::CancellationToken;
-#[derive(Debug, Clone)] pub struct Options { pub listen: SocketAddr, pub dir: PathBuf, pub api_key: Option<String>, pub concurrency: Option<u32>, pub keep: bool }
-impl Default for Options { fn default() -> Self { unimplemented!() } }
-pub async fn serve(_: Options, _: CancellationToken, _: oneshot::Sender<SocketAddr>) -> anyhow::Result<()> { unimplemented!() }
+//! A server that speaks E2B's API over local processes: for development, the demo and the tests.
+//!
+//! A sandbox is a directory, an environment and, where we are root, a user id of its own. It isolates nothing:
+//! bind it to loopback only. Both planes are on one port, told apart by their paths; the sandbox is named by
+//! the `E2b-Sandbox-Id` header or the `49983-ID.` host.
+//!
+//! | file | part |
+//! | --- | --- |
+//! | `control` | create, get, list, set timeout, kill |
+//! | `sandboxes` | which there are, on disk, so that they survive this process |
+//! | `process` | envd's processes |
+//! | `files` | envd's files |
+//! | `acts` | the ledger of all acts, and faults on demand (`/_local/…`) |
+
+mod acts;
+mod control;
+mod files;
+mod process;
+mod sandboxes;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{delete, get, post};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use acts::Acts;
+use sandboxes::Sandboxes;
+
+/// Between two looks for sandboxes whose time is over.
+const EXPIRY_TICK: Duration = Duration::from_millis(100);
+
+/// How the server runs.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Loopback.
+    pub listen: SocketAddr,
+    /// Where sandboxes live.
+    pub dir: PathBuf,
+    /// The only account key taken; `None`: any that is not empty.
+    pub api_key: Option<String>,
+    /// Most sandboxes at once.
+    pub concurrency: Option<u32>,
+    /// Sandboxes outlive the server's end, as they always outlive its crash.
+    pub keep: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { listen: ([127, 0, 0, 1], 0).into(), dir: PathBuf::new(), api_key: None, concurrency: None, keep: false }
+    }
+}
+
+/// What every request handler shares.
+#[derive(Debug, Clone)]
+struct App {
+    options: Arc<Options>,
+    sandboxes: Arc<Sandboxes>,
+    acts: Arc<Acts>,
+}
+
+/// Serves until `stop`; tells its address through `ready` when it takes requests.
+pub async fn serve(options: Options, stop: CancellationToken, ready: oneshot::Sender<SocketAddr>) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        options.listen.ip().is_loopback(),
+        "the local server isolates nothing and listens on loopback only, not on {}",
+        options.listen
+    );
+    let acts = Arc::new(Acts::open(&options.dir)?);
+    let sandboxes = Arc::new(Sandboxes::open(&options.dir, acts.clone())?);
+    let listener = TcpListener::bind(options.listen).await.with_context(|| format!("listening on {}", options.listen))?;
+    let address = listener.local_addr()?;
+    let app = App { options: Arc::new(options), sandboxes: sandboxes.clone(), acts };
+    let keep = app.options.keep;
+
+    let expiry = async {
+        loop {
+            tokio::time::sleep(EXPIRY_TICK).await;
+            sandboxes.expire().await;
+        }
+    };
+    info!(%address, "Local E2B server on {address}");
+    // Who asked for the address may have gone.
+    let _ = ready.send(address);
+    tokio::select! {
+        ended = async { axum::serve(listener, routes(app)).await } => ended.context("the local server")?,
+        () = expiry => {}
+        () = stop.cancelled() => {}
+    }
+    if !keep {
+        sandboxes.kill_all().await;
+    }
+    Ok(())
+}
+
+/// Every route of both planes.
+fn routes(app: App) -> Router {
+    Router::new()
+        .route("/sandboxes", post(control::create_v1).get(control::list_v1))
+        .route("/v2/sandboxes", post(control::create_v2).get(control::list_v2))
+        .route("/sandboxes/{id}", get(control::get).delete(control::kill))
+        .route("/sandboxes/{id}/timeout", post(control::set_timeout))
+        .route("/sandboxes/{id}/refreshes", post(control::refresh))
+        .route("/process.Process/Start", post(process::start))
+        .route("/process.Process/Connect", post(process::connect))
+        .route("/process.Process/List", post(process::list))
+        .route("/process.Process/SendSignal", post(process::send_signal))
+        .route("/files", get(files::download).post(files::upload))
+        .route("/health", get(process::health))
+        .route("/_local/ledger", get(acts::ledger))
+        .route("/_local/faults", post(acts::set_faults))
+        .route("/_local/sandboxes/{id}", delete(control::vanish))
+        .layer(DefaultBodyLimit::disable())
+        .with_state(app)
+}
+
+/// An error in E2B's own shape.
+fn fault(status: StatusCode, message: &str) -> Response {
+    fault_with_code(status, message, None)
+}
+
+fn fault_with_code(status: StatusCode, message: &str, error_code: Option<&str>) -> Response {
+    let mut body = json!({ "code": status.as_u16(), "message": message });
+    if let Some(code) = error_code {
+        body["error_code"] = Value::from(code);
+    }
+    (status, axum::Json(body)).into_response()
+}

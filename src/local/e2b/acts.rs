@@ -1,0 +1,121 @@
+//! What was done to sandboxes, as a file of JSON lines; and what should go wrong, on demand.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse as _, Response};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{App, fault_with_code};
+
+/// The ledger and the faults to come.
+#[derive(Debug)]
+pub(super) struct Acts {
+    path: PathBuf,
+    ledger: Mutex<File>,
+    faults: Mutex<Vec<Fault>>,
+}
+
+/// Something to go wrong.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Fault {
+    /// `create`, `get`, `list`, `timeout`, `kill`, `start`, `upload` or `download`.
+    on: String,
+    /// How often.
+    #[serde(default = "once")]
+    times: u32,
+    /// Milliseconds before anything else.
+    #[serde(default)]
+    delay_ms: u64,
+    /// Answered instead of doing it.
+    status: Option<u16>,
+    /// With the status.
+    #[serde(default)]
+    message: String,
+    /// With the status.
+    error_code: Option<String>,
+    /// Seconds, with the status.
+    retry_after: Option<u32>,
+    /// Do it, but lose the answer.
+    #[serde(default)]
+    lose_answer: bool,
+}
+
+fn once() -> u32 {
+    1
+}
+
+impl Acts {
+    /// Appends to the ledger of earlier servers on this directory.
+    pub fn open(dir: &Path) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+        let path = dir.join("ledger.jsonl");
+        let ledger = File::options().create(true).append(true).open(&path).with_context(|| format!("opening {}", path.display()))?;
+        Ok(Self { path, ledger: Mutex::new(ledger), faults: Mutex::default() })
+    }
+
+    /// Notes an act.
+    pub fn note(&self, act: &str, sandbox: &str, detail: Value) {
+        let line = json!({ "at_ms": now_ms(), "act": act, "sandbox": sandbox, "detail": detail });
+        let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        // One write, so that a crash tears no line in two; a full disk must not stop the server.
+        drop(ledger.write_all(format!("{line}\n").as_bytes()));
+    }
+
+    /// Runs an act, unless a fault is due on it.
+    pub async fn perform(&self, on: &str, act: impl Future<Output = Response>) -> Response {
+        let Some(due) = self.take(on) else { return act.await };
+        tokio::time::sleep(Duration::from_millis(due.delay_ms)).await;
+        if let Some(status) = due.status {
+            let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            let mut response = fault_with_code(status, &due.message, due.error_code.as_deref());
+            if let Some(seconds) = due.retry_after {
+                response.headers_mut().insert("Retry-After", HeaderValue::from(seconds));
+            }
+            return response;
+        }
+        let response = act.await;
+        if due.lose_answer {
+            let cut = futures::stream::once(async { Err::<Vec<u8>, _>(std::io::Error::other("this answer is lost")) });
+            return (response.status(), Body::from_stream(cut)).into_response();
+        }
+        response
+    }
+
+    fn take(&self, on: &str) -> Option<Fault> {
+        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        let nth = faults.iter().position(|fault| fault.on == on)?;
+        faults[nth].times = faults[nth].times.saturating_sub(1);
+        if faults[nth].times == 0 { Some(faults.remove(nth)) } else { Some(faults[nth].clone()) }
+    }
+}
+
+/// `GET /_local/ledger`: a JSON array.
+pub(super) async fn ledger(State(app): State<App>) -> Json<Vec<Value>> {
+    let text = tokio::fs::read_to_string(&app.acts.path).await.unwrap_or_default();
+    Json(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+}
+
+/// `POST /_local/faults`: an array of faults, which replaces those not yet used up.
+pub(super) async fn set_faults(State(app): State<App>, Json(faults): Json<Vec<Fault>>) -> StatusCode {
+    *app.acts.faults.lock().unwrap_or_else(PoisonError::into_inner) = faults;
+    StatusCode::NO_CONTENT
+}
+
+/// Milliseconds since 1970. The local server stands in for E2B's cloud, whose deadlines are on its own clock
+/// and outlive its processes.
+#[expect(clippy::disallowed_methods, reason = "E2B's own clock, not the fleet's")]
+pub(super) fn now_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

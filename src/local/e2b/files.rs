@@ -1,0 +1,130 @@
+//! envd's files.
+
+use std::io;
+use std::os::unix::fs::chown;
+use std::path::{Component, Path, PathBuf};
+
+use axum::body::Body;
+use axum::extract::{FromRequest as _, Multipart, Query, Request, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use futures::{Stream, TryStreamExt as _};
+use serde::Deserialize;
+use serde_json::json;
+use tokio_util::io::StreamReader;
+use tower_http::services::ServeFile;
+
+use super::sandboxes::Sandbox;
+use super::{App, fault, process};
+
+#[derive(Debug, Deserialize)]
+pub(super) struct FileQuery {
+    path: Option<String>,
+    username: Option<String>,
+}
+
+/// `GET /files`, with ranges.
+pub(super) async fn download(State(app): State<App>, Query(query): Query<FileQuery>, request: Request) -> Response {
+    let sandbox = match process::sandbox_of(&app, request.headers()) {
+        Ok(sandbox) => sandbox,
+        Err(refused) => return refused,
+    };
+    let path = query.path.unwrap_or_default();
+    let serve = async {
+        let Some(place) = place(&sandbox, &path, query.username.as_deref()) else { return fault(StatusCode::BAD_REQUEST, "invalid path") };
+        match tokio::fs::metadata(&place).await {
+            Ok(found) if found.is_dir() => return fault(StatusCode::BAD_REQUEST, &format!("path '{path}' is a directory")),
+            Ok(_) => {}
+            Err(_) => return fault(StatusCode::NOT_FOUND, &format!("path '{path}' does not exist")),
+        }
+        match ServeFile::new(place).try_call(request).await {
+            Ok(response) => response.map(Body::new),
+            Err(error) => fault(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+        }
+    };
+    app.acts.perform("download", serve).await
+}
+
+/// `POST /files`: multipart or raw. A file is there whole or not at all.
+pub(super) async fn upload(State(app): State<App>, Query(query): Query<FileQuery>, request: Request) -> Response {
+    let sandbox = match process::sandbox_of(&app, request.headers()) {
+        Ok(sandbox) => sandbox,
+        Err(refused) => return refused,
+    };
+    app.acts.perform("upload", uploaded(&sandbox, &query, request)).await
+}
+
+async fn uploaded(sandbox: &Sandbox, query: &FileQuery, request: Request) -> Response {
+    let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let mut written = Vec::new();
+    if kind.starts_with("multipart/form-data") {
+        let mut parts = match Multipart::from_request(request, &()).await {
+            Ok(parts) => parts,
+            Err(rejection) => return fault(StatusCode::BAD_REQUEST, &rejection.body_text()),
+        };
+        loop {
+            let part = match parts.next_field().await {
+                Ok(Some(part)) => part,
+                Ok(None) => break,
+                Err(error) => return fault(StatusCode::BAD_REQUEST, &error.body_text()),
+            };
+            let path = query.path.clone().or_else(|| part.file_name().map(str::to_owned)).unwrap_or_default();
+            match write(sandbox, &path, query.username.as_deref(), part.map_err(io::Error::other)).await {
+                Ok(entry) => written.push(entry),
+                Err(refused) => return refused,
+            }
+        }
+    } else {
+        let path = query.path.clone().unwrap_or_default();
+        match write(sandbox, &path, query.username.as_deref(), request.into_body().into_data_stream().map_err(io::Error::other)).await {
+            Ok(entry) => written.push(entry),
+            Err(refused) => return refused,
+        }
+    }
+    // text/plain is what the real envd says here, too.
+    json!(written).to_string().into_response()
+}
+
+async fn write(sandbox: &Sandbox, path: &str, user: Option<&str>, content: impl Stream<Item = io::Result<bytes::Bytes>>) -> Result<serde_json::Value, Response> {
+    let Some(place) = place(sandbox, path, user) else { return Err(fault(StatusCode::BAD_REQUEST, "invalid path")) };
+    let write = async {
+        let directory = place.parent().unwrap_or(&place);
+        let owner = sandbox.record.uid.filter(|_| user != Some("root"));
+        make_directories(directory, owner)?;
+        let (file, new) = tempfile::Builder::new().permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644)).tempfile_in(directory)?.into_parts();
+        let mut file = tokio::fs::File::from_std(file);
+        tokio::io::copy(&mut std::pin::pin!(StreamReader::new(content)), &mut file).await?;
+        tokio::io::AsyncWriteExt::flush(&mut file).await?;
+        if let Some(uid) = owner {
+            chown(&new, Some(uid), Some(uid))?;
+        }
+        new.persist(&place).map_err(|error| error.error)
+    };
+    match write.await {
+        Ok(()) => Ok(json!({ "name": place.file_name().map(|name| name.to_string_lossy()), "path": path, "type": "file" })),
+        Err(error) => Err(fault(StatusCode::INTERNAL_SERVER_ERROR, &format!("writing '{path}': {error}"))),
+    }
+}
+
+fn make_directories(directory: &Path, owner: Option<u32>) -> io::Result<()> {
+    let missing: Vec<&Path> = directory.ancestors().take_while(|place| !place.exists()).collect();
+    std::fs::create_dir_all(directory)?;
+    if let Some(uid) = owner {
+        missing.into_iter().try_for_each(|place| chown(place, Some(uid), Some(uid)))?;
+    }
+    Ok(())
+}
+
+/// Where a path of the sandbox is on this machine; a process in it may also name that place itself.
+pub(super) fn place(sandbox: &Sandbox, path: &str, user: Option<&str>) -> Option<PathBuf> {
+    let path = Path::new(path);
+    let path = path.strip_prefix("~").unwrap_or(path);
+    if path.components().any(|part| part == Component::ParentDir) {
+        return None;
+    }
+    Some(match path.strip_prefix("/") {
+        Ok(_) if path.starts_with(&sandbox.root) => path.to_owned(),
+        Ok(inside) => sandbox.root.join(inside),
+        Err(_) => sandbox.root.join(if user == Some("root") { "root" } else { "home/user" }).join(path),
+    })
+}

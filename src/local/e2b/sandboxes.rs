@@ -1,0 +1,263 @@
+//! Which sandboxes there are. Each has a directory with its record and its root; a server that is started
+//! again on the same directory finds them, and their processes, as it left them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::Context as _;
+use rand::Rng as _;
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::acts::{Acts, now_ms};
+use super::process::{self, Processes};
+
+/// What is on disk of a sandbox.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Record {
+    pub id: String,
+    pub template: String,
+    pub metadata: BTreeMap<String, String>,
+    pub env_vars: BTreeMap<String, String>,
+    pub token: String,
+    pub started_ms: u64,
+    /// The deadline when it was last set.
+    pub end_ms: u64,
+    /// The Linux user of its `user`, where we may choose.
+    pub uid: Option<u32>,
+}
+
+/// A live sandbox.
+#[derive(Debug)]
+pub(super) struct Sandbox {
+    pub record: Record,
+    pub end_ms: AtomicU64,
+    /// Its `/`.
+    pub root: PathBuf,
+    /// Programs that every sandbox has.
+    pub bin: PathBuf,
+    pub processes: Processes,
+    /// Cancelled when it is killed: every open stream is cut.
+    pub gone: CancellationToken,
+    killing: tokio::sync::Mutex<()>,
+}
+
+/// The first answer to a create with an idempotency key; given again, also when the sandbox is long gone.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Known {
+    pub key: String,
+    pub request: Value,
+    pub answer: Value,
+}
+
+/// All sandboxes of one server.
+#[derive(Debug)]
+pub(super) struct Sandboxes {
+    dir: PathBuf,
+    live: Mutex<HashMap<String, Arc<Sandbox>>>,
+    known: Mutex<HashMap<String, Known>>,
+    acts: Arc<Acts>,
+    uids: Option<(u32, u32)>,
+    /// Held as long as we run: one server per directory.
+    _lock: File,
+}
+
+impl Sandboxes {
+    pub fn open(dir: &Path, acts: Arc<Acts>) -> anyhow::Result<Self> {
+        let dir = dir.canonicalize().with_context(|| format!("opening {}", dir.display()))?;
+        let lock = File::create(dir.join("lock"))?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive)
+            .with_context(|| format!("another local server runs on {}; stop it, or choose another --dir", dir.display()))?;
+        // The agents' users must get through to their homes, and to nothing else here.
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o711))?;
+        install_ourselves(&dir.join("bin"))?;
+        let sandboxes = Self {
+            live: Mutex::new(load(&dir)?),
+            known: Mutex::new(load_known(&dir)),
+            uids: spare_uids(),
+            acts,
+            dir,
+            _lock: lock,
+        };
+        Ok(sandboxes)
+    }
+
+    /// Makes one; the request's own fields are checked by the caller.
+    pub fn create(&self, record: Record) -> anyhow::Result<Arc<Sandbox>> {
+        let home = self.dir.join(&record.id);
+        let sandbox = Arc::new(Sandbox::at(&home, record));
+        for place in ["home/user", "root", "tmp", "var/lib"] {
+            fs::create_dir_all(sandbox.root.join(place))?;
+        }
+        fs::set_permissions(sandbox.root.join("tmp"), fs::Permissions::from_mode(0o1777))?;
+        if let Some(uid) = sandbox.record.uid {
+            chown(sandbox.root.join("home/user"), Some(uid), Some(uid))?;
+        }
+        sandbox.save()?;
+        self.live().insert(sandbox.record.id.clone(), sandbox.clone());
+        Ok(sandbox)
+    }
+
+    /// A record for a new sandbox.
+    pub fn blank(&self, template: &str, timeout_s: u64) -> Record {
+        let mut rng = rand::rng();
+        let letters = b"abcdefghijklmnopqrstuvwxyz0123456789";
+        let mut word = |n: usize| (0..n).map(|_| char::from(letters[rng.random_range(0..letters.len())])).collect::<String>();
+        Record {
+            id: format!("i{}", word(20)),
+            template: template.to_owned(),
+            metadata: BTreeMap::new(),
+            env_vars: BTreeMap::new(),
+            token: word(32),
+            started_ms: now_ms(),
+            end_ms: now_ms() + timeout_s * 1000,
+            uid: self.uids.map(|(first, last)| rng.random_range(first..last)),
+        }
+    }
+
+    pub fn get(&self, id: &str) -> Option<Arc<Sandbox>> {
+        self.live().get(id).filter(|sandbox| !sandbox.gone.is_cancelled()).cloned()
+    }
+
+    /// Newest first, as E2B lists them.
+    pub fn all(&self) -> Vec<Arc<Sandbox>> {
+        let mut all: Vec<_> = self.live().values().filter(|sandbox| !sandbox.gone.is_cancelled()).cloned().collect();
+        all.sort_by(|a, b| (b.record.started_ms, &b.record.id).cmp(&(a.record.started_ms, &a.record.id)));
+        all
+    }
+
+    /// How many count against the limit: also those being killed.
+    pub fn count(&self) -> usize {
+        self.live().len()
+    }
+
+    /// Ends a sandbox: its streams, all its processes, its directory. `false`: there was none.
+    pub async fn kill(&self, id: &str, why: &str) -> bool {
+        let Some(sandbox) = self.live().get(id).cloned() else { return false };
+        // A second kill waits for the first: whoever is told "gone" may rely on it.
+        let _killing = sandbox.killing.lock().await;
+        if !self.live().contains_key(id) {
+            return false;
+        }
+        sandbox.gone.cancel();
+        if !process::kill_all(id, sandbox.record.uid).await {
+            warn!(sandbox.id = id, "Sandbox {id} has processes that SIGKILL does not end");
+        }
+        let home = self.dir.join(id);
+        if let Err(error) = tokio::fs::remove_dir_all(&home).await {
+            warn!(sandbox.id = id, %error, "The directory {} of sandbox {id} could not be removed", home.display());
+        }
+        self.live().remove(id);
+        self.acts.note("kill", id, json!({ "why": why, "live": self.count() }));
+        true
+    }
+
+    /// Ends those whose time is over.
+    pub async fn expire(&self) {
+        let now = now_ms();
+        let due: Vec<_> = self.all().into_iter().filter(|sandbox| sandbox.end_ms.load(Ordering::Relaxed) <= now).collect();
+        futures::future::join_all(due.iter().map(|sandbox| self.kill(&sandbox.record.id, "timeout"))).await;
+    }
+
+    pub async fn kill_all(&self) {
+        let all = self.all();
+        futures::future::join_all(all.iter().map(|sandbox| self.kill(&sandbox.record.id, "the server ended"))).await;
+    }
+
+    pub fn known(&self, key: &str) -> Option<Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+    }
+
+    pub fn remember(&self, known: Known) -> anyhow::Result<()> {
+        let mut file = File::options().create(true).append(true).open(self.dir.join("idempotency.jsonl"))?;
+        file.write_all(format!("{}\n", serde_json::to_string(&known)?).as_bytes())?;
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(known.key.clone(), known);
+        Ok(())
+    }
+
+    fn live(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Sandbox>>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Sandbox {
+    fn at(home: &Path, record: Record) -> Self {
+        Self {
+            end_ms: AtomicU64::new(record.end_ms),
+            root: home.join("root"),
+            bin: home.parent().unwrap_or(home).join("bin"),
+            record,
+            processes: Processes::default(),
+            gone: CancellationToken::new(),
+            killing: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Sets the deadline, from now.
+    pub fn live_for(&self, seconds: u64) -> anyhow::Result<()> {
+        self.end_ms.store(now_ms() + seconds * 1000, Ordering::Relaxed);
+        self.save()
+    }
+
+    fn save(&self) -> anyhow::Result<()> {
+        let record = Record { end_ms: self.end_ms.load(Ordering::Relaxed), ..self.record.clone() };
+        let home = self.root.parent().unwrap_or(&self.root);
+        let mut file = tempfile::NamedTempFile::new_in(home)?;
+        serde_json::to_writer(&mut file, &record)?;
+        file.persist(home.join("sandbox.json"))?;
+        Ok(())
+    }
+}
+
+fn load(dir: &Path) -> anyhow::Result<HashMap<String, Arc<Sandbox>>> {
+    let mut live = HashMap::new();
+    for entry in fs::read_dir(dir)? {
+        let home = entry?.path();
+        // No record: its create was cut before it was answered, or its kill before it was done.
+        let Ok(text) = fs::read(home.join("sandbox.json")) else { continue };
+        let record: Record = serde_json::from_slice(&text).with_context(|| format!("reading {}", home.display()))?;
+        live.insert(record.id.clone(), Arc::new(Sandbox::at(&home, record)));
+    }
+    Ok(live)
+}
+
+fn load_known(dir: &Path) -> HashMap<String, Known> {
+    let text = fs::read_to_string(dir.join("idempotency.jsonl")).unwrap_or_default();
+    text.lines().filter_map(|line| serde_json::from_str::<Known>(line).ok()).map(|known| (known.key.clone(), known)).collect()
+}
+
+/// `turnmill agent mock` must be found in every sandbox, also by users who can't see where we are installed.
+fn install_ourselves(bin: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(bin)?;
+    fs::set_permissions(bin, fs::Permissions::from_mode(0o755))?;
+    let (ours, theirs) = (std::env::current_exe()?, bin.join("turnmill"));
+    drop(fs::remove_file(&theirs));
+    if fs::hard_link(&ours, &theirs).is_err() {
+        fs::copy(&ours, &theirs).with_context(|| format!("copying {} to {}", ours.display(), theirs.display()))?;
+    }
+    Ok(())
+}
+
+/// User ids that nobody has, when we are root: the upper half of those that this namespace knows. Wide, and
+/// drawn at random, so that two servers on one machine don't take the same.
+fn spare_uids() -> Option<(u32, u32)> {
+    if !rustix::process::geteuid().is_root() {
+        return None;
+    }
+    let map = fs::read_to_string("/proc/self/uid_map").ok()?;
+    let last = map.lines().filter_map(|line| {
+        let mut words = line.split_whitespace().map(|word| word.parse::<u64>().ok());
+        let (first, _, count) = (words.next()??, words.next()??, words.next()??);
+        Some(first + count)
+    });
+    let end = u32::try_from(last.max()?.min(1 << 31)).ok()?;
+    (end >= 65_536).then_some((end / 2, end - 2))
+}
