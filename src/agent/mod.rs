@@ -1,13 +1,21 @@
-//! stub
-#![allow(missing_docs)]
-use crate::block::Block;
-#[derive(Debug, Clone)] pub struct Fold;
-impl Fold { pub fn new(_: Option<String>) -> Self { Self } pub fn line(&mut self, _: &[u8]) -> Vec<Block> { vec![] } pub fn oversized(&mut self, _: u64) -> Vec<Block> { vec![] } pub fn dangling(&self, _: &str) -> Vec<Block> { vec![] } pub fn outcome(&self, _: &Exit) -> Outcome { unimplemented!() } }
-pub struct Exit { pub status: i32, pub stderr_tail: String }
-#[derive(Debug, Clone, PartialEq)] pub struct Outcome { pub verdict: Verdict, pub usage: Option<serde_json::Value>, pub cost_usd: Option<f64> }
-impl Outcome { pub fn completed(&self) -> bool { matches!(self.verdict, Verdict::Completed) } }
-#[derive(Debug, Clone, PartialEq)] pub enum Verdict { Completed, Failed(Failure) }
-#[derive(Debug, Clone, PartialEq)] pub struct Failure { pub code: ErrorCode, pub message: String, pub retryable: bool }
-#[derive(Debug, Clone, Copy, PartialEq)] pub enum ErrorCode { X }
-impl ErrorCode { pub fn as_str(self) -> &'static str { "x" } }
-pub mod mock { pub fn run(_: impl Iterator<Item = std::ffi::OsString>) -> std::process::ExitCode { std::process::ExitCode::SUCCESS } }
+//! What agents say: journal lines → blocks and an outcome. No I/O here, but for the stand-in agent in `mock`.
+//!
+//! Speaks the stream-json of Claude Code 2.1.330 and flat `thinking|content|tool_use|tool_result` events. What
+//! it doesn't know never fails a turn.
+//!
+//! | file | part |
+//! | --- | --- |
+//! | `fold` | the state over all lines of one attempt |
+//! | `blocks` | one event → its blocks |
+//! | `outcome` | how the attempt ended: by its result, its errors and its exit, none of which tells the truth alone |
+//! | `text` | bytes → JSON that Postgres can store |
+//! | `mock` | a program that speaks like Claude Code, from a script |
+
+mod blocks;
+mod fold;
+pub mod mock;
+mod outcome;
+mod text;
+
+pub use fold::Fold;
+pub use outcome::{ErrorCode, Exit, Failure, Outcome, Verdict};

@@ -151,7 +151,7 @@ impl<'a> Copier<'a> {
     pub fn outcome_of(&self, happened: &Happened) -> Option<Outcome> {
         match happened {
             Happened::AgentEnded(outcome) => Some(outcome.clone()),
-            _ if self.read > 0 => Some(self.fold.outcome(&Exit { status: 137, stderr_tail: String::new() })),
+            _ if self.read > 0 => Some(self.fold.outcome(&Exit { status: 137, ..Exit::default() })),
             _ => None,
         }
     }
@@ -167,7 +167,7 @@ impl<'a> Copier<'a> {
                 AgentState::Exited => {
                     let Some(exit) = probe.exit else { return Ok(Happened::SandboxLost("its exit file can't be read".to_owned())) };
                     return Ok(match self.read_to(sandbox, exit.journal_bytes).await? {
-                        Ok(()) => Happened::AgentEnded(self.fold.outcome(&Exit { status: exit.status, stderr_tail: stderr(&exit, probe.stderr_tail) })),
+                        Ok(()) => Happened::AgentEnded(self.fold.outcome(&exit_of(&exit, probe.stderr_tail))),
                         Err(happened) => happened,
                     });
                 }
@@ -344,9 +344,6 @@ impl Silence {
     }
 }
 
-fn stderr(exit: &AgentExit, tail: String) -> String {
-    match exit.reason.as_deref() {
-        Some("journal_full") => "the agent printed more than the journal may hold and was stopped".to_owned(),
-        _ => tail,
-    }
+fn exit_of(exit: &AgentExit, stderr_tail: String) -> Exit {
+    Exit { status: exit.status, stderr_tail, journal_full: exit.reason.as_deref() == Some("journal_full") }
 }

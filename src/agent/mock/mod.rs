@@ -1,0 +1,129 @@
+//! A program that speaks like Claude Code, from a script: what tests and the demo run instead of a model.
+//!
+//! It reads one message of stream-json from stdin, prints events to stdout, stops at SIGINT as the real one does,
+//! and makes the same events again for the same message, uuids included.
+
+mod script;
+mod speech;
+
+use std::ffi::OsString;
+use std::io::{Read as _, Write as _};
+use std::process::ExitCode;
+
+use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
+
+pub use script::Script;
+use speech::Speech;
+
+/// Plays the agent: `--script=NAME|FILE|JSON`, else `TURNMILL_MOCK_SCRIPT`, else `/mock SCRIPT` in the message.
+pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
+    match prepare(args) {
+        Ok((script, message)) => {
+            let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
+                return fail("can't start its runtime");
+            };
+            runtime.block_on(perform(&script, &message))
+        }
+        Err(error) => fail(&format!("{error:#}")),
+    }
+}
+
+/// The lines that the script makes of a message when nothing stops it, as the program prints them.
+pub fn lines(script: &Script, message_uuid: &str) -> Vec<Vec<u8>> {
+    let mut speech = Speech::new(message_uuid);
+    let mut lines = if script.foreign { Vec::new() } else { vec![speech.init()] };
+    for step in &script.steps {
+        match speech.step(step) {
+            speech::Act::Say(said) => lines.extend(said),
+            speech::Act::Exit { last, .. } => {
+                lines.extend(last);
+                return lines;
+            }
+            speech::Act::Hang => return lines,
+            speech::Act::Sleep(_) => {}
+        }
+    }
+    lines.push(speech.result());
+    lines
+}
+
+#[derive(Debug)]
+struct Message {
+    uuid: String,
+}
+
+fn prepare(args: impl Iterator<Item = OsString>) -> anyhow::Result<(Script, Message)> {
+    let mut input = Vec::new();
+    std::io::stdin().read_to_end(&mut input)?;
+    let first = input.split(|&byte| byte == b'\n').next().unwrap_or_default();
+    let event: Value = serde_json::from_slice(first).map_err(|error| anyhow::anyhow!("Error: Input must be one JSON message a line: {error}"))?;
+    let prompt = event["message"]["content"][0]["text"].as_str().or_else(|| event["message"]["content"].as_str()).unwrap_or_default();
+    let given = args.filter_map(|arg| arg.into_string().ok()).find_map(|arg| arg.strip_prefix("--script=").map(str::to_owned));
+    let name = given
+        .or_else(|| prompt.lines().next()?.strip_prefix("/mock ").map(str::to_owned))
+        .or_else(|| std::env::var("TURNMILL_MOCK_SCRIPT").ok())
+        .unwrap_or_else(|| "default".to_owned());
+    let message = Message { uuid: event["uuid"].as_str().unwrap_or("00000000-0000-0000-0000-000000000000").to_owned() };
+    note_start(&message)?;
+    Ok((Script::find(name.trim())?, message))
+}
+
+/// One line per start in `TURNMILL_MOCK_LEDGER`: how tests and the demo count them.
+fn note_start(message: &Message) -> anyhow::Result<()> {
+    let Some(path) = std::env::var_os("TURNMILL_MOCK_LEDGER") else { return Ok(()) };
+    let line = json!({ "pid": std::process::id(), "message_uuid": message.uuid });
+    let mut ledger = std::fs::File::options().create(true).append(true).open(path)?;
+    Ok(ledger.write_all(format!("{line}\n").as_bytes())?)
+}
+
+async fn perform(script: &Script, message: &Message) -> ExitCode {
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
+        return fail("can't listen for signals");
+    };
+    let mut speech = Speech::new(&message.uuid);
+    if !script.foreign {
+        say(&[speech.init()]);
+    }
+    let play = async {
+        for step in &script.steps {
+            tokio::time::sleep(script.pause_before(step)).await;
+            match speech.step(step) {
+                speech::Act::Say(lines) => say(&lines),
+                speech::Act::Sleep(time) => tokio::time::sleep(time).await,
+                speech::Act::Hang => std::future::pending::<()>().await,
+                speech::Act::Exit { code, last } => {
+                    say(&last);
+                    return ExitCode::from(code);
+                }
+            }
+        }
+        say(&[speech.result()]);
+        ExitCode::SUCCESS
+    };
+    tokio::select! {
+        code = play => code,
+        _ = interrupt.recv() => {
+            let mut speech = Speech::new(&format!("{}/interrupted", message.uuid));
+            say(&speech.interrupted(&message.uuid));
+            // Like the real one.
+            ExitCode::SUCCESS
+        }
+        _ = terminate.recv() => ExitCode::from(143),
+    }
+}
+
+/// One write a line, so that whoever kills us tears at most one.
+fn say(lines: &[Vec<u8>]) {
+    let mut stdout = std::io::stdout().lock();
+    for line in lines {
+        // Nobody to tell.
+        drop(stdout.write_all(line));
+        drop(stdout.flush());
+    }
+}
+
+fn fail(text: &str) -> ExitCode {
+    anstream::eprintln!("{text}");
+    ExitCode::FAILURE
+}

@@ -1,0 +1,112 @@
+//! Claude Code's stream-json, as far as the stand-in speaks it.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use super::script::Step;
+
+/// What to do for a step.
+#[derive(Debug)]
+pub(super) enum Act {
+    Say(Vec<Vec<u8>>),
+    Sleep(Duration),
+    Hang,
+    Exit { code: u8, last: Vec<Vec<u8>> },
+}
+
+/// Makes events with uuids that follow from the message and their place.
+#[derive(Debug)]
+pub(super) struct Speech {
+    message_uuid: String,
+    count: u64,
+    last: Vec<u8>,
+}
+
+impl Speech {
+    pub fn new(message_uuid: &str) -> Self {
+        Self { message_uuid: message_uuid.to_owned(), count: 0, last: Vec::new() }
+    }
+
+    pub fn init(&mut self) -> Vec<u8> {
+        self.event(json!({ "type": "system", "subtype": "init", "model": "mock", "tools": ["Bash", "Read", "Grep"], "claude_code_version": "turnmill-mock" }))
+    }
+
+    pub fn step(&mut self, step: &Step) -> Act {
+        Act::Say(match step {
+            Step::Thinking(text) => vec![self.assistant(&json!({ "type": "thinking", "thinking": text }))],
+            Step::Text(text) => vec![self.assistant(&json!({ "type": "text", "text": text }))],
+            Step::Huge(bytes) => vec![self.assistant(&json!({ "type": "text", "text": "m".repeat(*bytes) }))],
+            Step::Tool(tool) => {
+                let id = format!("toolu_mock{:04}", self.count);
+                let mut said = vec![self.assistant(&json!({ "type": "tool_use", "id": id, "name": tool.name, "input": tool.input }))];
+                if let Some(result) = &tool.result {
+                    let part = json!({ "type": "tool_result", "tool_use_id": id, "content": result, "is_error": tool.failed });
+                    said.push(self.event(json!({ "type": "user", "message": { "role": "user", "content": [part] }, "parent_tool_use_id": null })));
+                }
+                said
+            }
+            Step::ApiError(error) => return self.api_error(&error.error, error.status, &error.message),
+            Step::Raw(line) => vec![format!("{line}\n").into_bytes()],
+            Step::Torn(line) => vec![line.clone().into_bytes()],
+            Step::InvalidUtf8 => {
+                let line = self.assistant(&json!({ "type": "text", "text": "bytes: @@" }));
+                vec![line.iter().map(|&byte| if byte == b'@' { 0xff } else { byte }).collect()]
+            }
+            Step::Repeat => vec![self.last.clone()],
+            Step::SleepMs(time) => return Act::Sleep(Duration::from_millis(*time)),
+            Step::Hang => return Act::Hang,
+            Step::Exit(code) => return Act::Exit { code: *code, last: Vec::new() },
+        })
+    }
+
+    /// The good end.
+    pub fn result(&mut self) -> Vec<u8> {
+        let steps = self.count;
+        self.event(json!({
+            "type": "result", "subtype": "success", "is_error": false, "terminal_reason": "completed", "stop_reason": "end_turn",
+            "num_turns": 1, "result": "", "total_cost_usd": 0.0001, "user_message_uuid": self.message_uuid,
+            "usage": { "input_tokens": 100, "output_tokens": 10 * steps },
+        }))
+    }
+
+    /// What the real one says at SIGINT.
+    pub fn interrupted(&mut self, message_uuid: &str) -> Vec<Vec<u8>> {
+        let text = json!({ "type": "text", "text": "[Request interrupted by user]" });
+        vec![
+            self.event(json!({ "type": "user", "message": { "role": "user", "content": [text] }, "parent_tool_use_id": null })),
+            self.event(json!({
+                "type": "result", "subtype": "error_during_execution", "is_error": true, "terminal_reason": "aborted_streaming",
+                "stop_reason": null, "errors": ["Request was aborted."], "total_cost_usd": 0.0001, "user_message_uuid": message_uuid,
+            })),
+        ]
+    }
+
+    fn api_error(&mut self, error: &str, status: u16, message: &str) -> Act {
+        let retry = json!({ "type": "system", "subtype": "api_retry", "attempt": 1, "max_retries": 1, "error_status": status, "error": error });
+        let words = json!({
+            "type": "assistant", "error": error, "is_api_error_message": true, "api_error_status": status, "parent_tool_use_id": null,
+            "message": { "role": "assistant", "model": "<synthetic>", "content": [{ "type": "text", "text": message }] },
+        });
+        let result = json!({
+            "type": "result", "subtype": "success", "is_error": true, "terminal_reason": "api_error", "stop_reason": "stop_sequence",
+            "api_error_status": status, "result": message, "total_cost_usd": 0, "user_message_uuid": self.message_uuid,
+        });
+        Act::Exit { code: 1, last: [retry, words, result].into_iter().map(|event| self.event(event)).collect() }
+    }
+
+    fn assistant(&mut self, part: &Value) -> Vec<u8> {
+        let message = json!({ "id": format!("msg_mock{:04}", self.count), "role": "assistant", "model": "mock", "content": [part] });
+        self.last = self.event(json!({ "type": "assistant", "message": message, "parent_tool_use_id": null }));
+        self.last.clone()
+    }
+
+    fn event(&mut self, mut event: Value) -> Vec<u8> {
+        let digest = Sha256::digest(format!("{}/{}", self.message_uuid, self.count));
+        self.count += 1;
+        let bytes = digest.first_chunk::<16>().copied().unwrap_or_default();
+        event["uuid"] = uuid::Builder::from_random_bytes(bytes).into_uuid().to_string().into();
+        format!("{event}\n").into_bytes()
+    }
+}
