@@ -109,10 +109,11 @@ fn welcome(url: &str, e2b: &str, agent: Option<&[String]>, credentials: &Credent
 
 /// The file by which other commands of this user find a running `turnmill dev`.
 #[derive(Debug)]
-struct Note(PathBuf);
+pub struct Note(PathBuf);
 
 impl Note {
-    fn write(url: &str) -> anyhow::Result<Self> {
+    /// Writes it, for this user's eyes only.
+    pub fn write(url: &str) -> anyhow::Result<Self> {
         use std::io::Write as _;
         use std::os::unix::fs::OpenOptionsExt as _;
         let path = note_path();
