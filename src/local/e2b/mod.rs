@@ -54,11 +54,13 @@ pub struct Options {
     pub concurrency: Option<u32>,
     /// Sandboxes outlive the server's end, as they always outlive its crash.
     pub keep: bool,
+    /// What is called `turnmill` in every sandbox; `None`: this program.
+    pub program: Option<PathBuf>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { listen: ([127, 0, 0, 1], 0).into(), dir: PathBuf::new(), api_key: None, concurrency: None, keep: false }
+        Self { listen: ([127, 0, 0, 1], 0).into(), dir: PathBuf::new(), api_key: None, concurrency: None, keep: false, program: None }
     }
 }
 
@@ -78,7 +80,7 @@ pub async fn serve(options: Options, stop: CancellationToken, ready: oneshot::Se
         options.listen
     );
     let acts = Arc::new(Acts::open(&options.dir)?);
-    let sandboxes = Arc::new(Sandboxes::open(&options.dir, acts.clone())?);
+    let sandboxes = Arc::new(Sandboxes::open(&options.dir, options.program.as_deref(), acts.clone())?);
     let listener = TcpListener::bind(options.listen).await.with_context(|| format!("listening on {}", options.listen))?;
     let address = listener.local_addr()?;
     let app = App { options: Arc::new(options), sandboxes: sandboxes.clone(), acts };

@@ -71,14 +71,14 @@ pub(super) struct Sandboxes {
 }
 
 impl Sandboxes {
-    pub fn open(dir: &Path, acts: Arc<Acts>) -> anyhow::Result<Self> {
+    pub fn open(dir: &Path, program: Option<&Path>, acts: Arc<Acts>) -> anyhow::Result<Self> {
         let dir = dir.canonicalize().with_context(|| format!("opening {}", dir.display()))?;
         let lock = File::create(dir.join("lock"))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive)
             .with_context(|| format!("another local server runs on {}; stop it, or choose another --dir", dir.display()))?;
         // The agents' users must get through to their homes, and to nothing else here.
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o711))?;
-        install_ourselves(&dir.join("bin"))?;
+        install(program, &dir.join("bin"))?;
         let sandboxes = Self {
             live: Mutex::new(load(&dir)?),
             known: Mutex::new(load_known(&dir)),
@@ -235,10 +235,11 @@ fn load_known(dir: &Path) -> HashMap<String, Known> {
 }
 
 /// `turnmill agent mock` must be found in every sandbox, also by users who can't see where we are installed.
-fn install_ourselves(bin: &Path) -> anyhow::Result<()> {
+fn install(program: Option<&Path>, bin: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(bin)?;
     fs::set_permissions(bin, fs::Permissions::from_mode(0o755))?;
-    let (ours, theirs) = (std::env::current_exe()?, bin.join("turnmill"));
+    let ours = program.map_or_else(std::env::current_exe, |program| Ok(program.to_owned()))?;
+    let theirs = bin.join("turnmill");
     drop(fs::remove_file(&theirs));
     if fs::hard_link(&ours, &theirs).is_err() {
         fs::copy(&ours, &theirs).with_context(|| format!("copying {} to {}", ours.display(), theirs.display()))?;

@@ -1,0 +1,365 @@
+//! The words in which the tests are written.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use sqlx::PgPool;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use turnmill::agent::{Fold, mock};
+use turnmill::config::Config;
+use turnmill::e2b;
+use turnmill::keys::Credentials;
+use turnmill::local::e2b as local;
+use turnmill::local::postgres::passable_tempdir;
+use turnmill::store::{Answer, Append, Claimed, Enqueue, PoolChange, Reading, Receipt, Settle, Store, TurnRow};
+use turnmill::turn::{Ending, TurnError};
+use turnmill::worker::Worker;
+
+/// Our own binary.
+pub const TURNMILL: &str = env!("CARGO_BIN_EXE_turnmill");
+
+/// Nothing here takes longer on a slow machine under load.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until `look` finds something.
+pub async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
+    let since = Instant::now();
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(since.elapsed() < PATIENCE, "waited in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A migrated database and what its users do with it.
+#[derive(Clone)]
+pub struct Fleet {
+    pub store: Store,
+    pub pool: PgPool,
+}
+
+impl Fleet {
+    pub fn new(pool: PgPool) -> Self {
+        Self { store: Store::new(pool.clone()), pool }
+    }
+
+    pub async fn enqueue(&self, prompt: &str) -> Receipt {
+        self.enqueue_in(prompt, None).await
+    }
+
+    /// Into a session of project `p1`.
+    pub async fn enqueue_in(&self, prompt: &str, session: Option<&str>) -> Receipt {
+        let turn = Enqueue {
+            prompt: prompt.to_owned(),
+            project_id: Some("p1".to_owned()),
+            session_id: session.map(str::to_owned),
+            ..Enqueue::default()
+        };
+        self.store.enqueue(&turn).await.unwrap()
+    }
+
+    /// A worker as the database sees it: a name and a lease.
+    pub async fn worker(&self, name: &'static str) -> Claimer {
+        self.store.register_worker(name, Duration::from_secs(30), 10, "test").await.unwrap();
+        Claimer { store: self.store.clone(), name }
+    }
+
+    /// Ages the lease instead of waiting for it.
+    pub async fn let_lease_expire(&self, worker: &str) {
+        self.sql("UPDATE turnmill.workers SET lease_until = clock_timestamp() - interval '1 second' WHERE id = $1", worker).await;
+    }
+
+    pub async fn cap(&self, pool: &str, cap: i32) {
+        self.store.set_pool(pool, &PoolChange { cap: Some(cap), ..PoolChange::default() }).await.unwrap();
+    }
+
+    pub async fn turn(&self, id: &str) -> TurnRow {
+        self.store.turn(id).await.unwrap().unwrap()
+    }
+
+    pub async fn read(&self, id: &str) -> Reading {
+        self.store.read(id, -1, 100_000).await.unwrap().unwrap()
+    }
+
+    /// The turn, when it has ended.
+    pub async fn ended(&self, id: &str) -> TurnRow {
+        let what = format!("turn {id} ends");
+        until(&what, || async {
+            // A database that is being restarted may be asked again.
+            let turn = self.store.turn(id).await.ok().flatten()?;
+            turn.completed_at.is_some().then_some(turn)
+        })
+        .await
+    }
+
+    /// Waits until the turn has at least this many blocks.
+    pub async fn has_blocks(&self, id: &str, count: usize) {
+        until("blocks", || async { (self.read(id).await.blocks.len() >= count).then_some(()) }).await;
+    }
+
+    /// All blocks as `[type, content]`, with their seq checked to be dense.
+    pub async fn blocks(&self, id: &str) -> Vec<Value> {
+        let blocks = self.read(id).await.blocks;
+        assert!(blocks.iter().enumerate().all(|(nth, block)| i32::try_from(nth).unwrap() == block.seq), "seq has gaps");
+        blocks.into_iter().map(|block| json!([block.kind, block.content])).collect()
+    }
+
+    /// How often the turn was taken: `claimed`, then `adopted` for each take-over.
+    pub async fn taken(&self, id: &str) -> Vec<String> {
+        self.store.seams(id).await.unwrap().into_iter().map(|seam| seam.taken).collect()
+    }
+
+    /// Waits until no slot holds a sandbox.
+    pub async fn no_slot_held(&self) {
+        until("all slots are free", || async { (self.store.slots_held().await.ok()? == 0).then_some(()) }).await;
+    }
+
+    pub async fn message_uuid(&self, id: &str) -> String {
+        sqlx::query_scalar("SELECT message_uuid::text FROM turnmill.turns WHERE id = $1").bind(id).fetch_one(&self.pool).await.unwrap()
+    }
+
+    /// The blocks that a script makes of this turn's message.
+    pub async fn expected(&self, id: &str, script: &str) -> Vec<Value> {
+        let uuid = self.message_uuid(id).await;
+        blocks_of(mock::lines(&mock::Script::find(script).unwrap(), &uuid).iter().map(Vec::as_slice), &uuid)
+    }
+
+    pub async fn sql(&self, statement: &'static str, argument: &str) {
+        sqlx::query(statement).bind(argument).execute(&self.pool).await.unwrap();
+    }
+
+    /// Fails as Postgres does; the error's code, message and hint in one text.
+    pub async fn refused(&self, statement: &'static str) -> String {
+        let error = sqlx::raw_sql(statement).execute(&self.pool).await.expect_err("this should be refused");
+        let error = error.into_database_error().unwrap();
+        let hint = error.downcast_ref::<sqlx::postgres::PgDatabaseError>().hint().unwrap_or_default().to_owned();
+        format!("{} {} | {hint}", error.code().unwrap_or_default(), error.message())
+    }
+}
+
+/// Journal lines → blocks as `[type, content]`.
+pub fn blocks_of<'a>(lines: impl Iterator<Item = &'a [u8]>, message_uuid: &str) -> Vec<Value> {
+    let mut fold = Fold::new(Some(message_uuid.to_owned()));
+    let blocks = lines.flat_map(|line| fold.line(line)).collect::<Vec<_>>();
+    blocks.into_iter().map(|block| json!([block.kind.as_str(), block.content])).collect()
+}
+
+/// One worker's claims, by hand.
+pub struct Claimer {
+    store: Store,
+    pub name: &'static str,
+}
+
+impl Claimer {
+    pub async fn claim(&self, wanted: i64) -> Vec<Claimed> {
+        self.store.claim(self.name, wanted).await.unwrap()
+    }
+
+    pub async fn claim_one(&self) -> Claimed {
+        let mut claimed = self.claim(1).await;
+        assert_eq!(claimed.len(), 1, "there is a turn to claim");
+        claimed.remove(0)
+    }
+}
+
+/// What a holder does with its job, by hand.
+pub trait Holding {
+    fn append_of(&self, from: i64, to: i64, texts: &[&str]) -> Append;
+}
+
+impl Holding for Claimed {
+    fn append_of(&self, from: i64, to: i64, texts: &[&str]) -> Append {
+        let block = |text: &&str| turnmill::block::Block::new(turnmill::block::BlockKind::Content, json!({ "text": text }));
+        Append {
+            turn_id: self.turn_id.clone(),
+            epoch: self.epoch,
+            attempt: self.attempt,
+            from_offset: from,
+            to_offset: to,
+            blocks: texts.iter().map(block).collect(),
+        }
+    }
+}
+
+pub async fn append(store: &Store, append: Append) -> Answer {
+    store.append(&[append]).await.unwrap()[0]
+}
+
+pub fn ending(ending: Ending) -> Settle {
+    Settle {
+        ending,
+        blocks: Vec::new(),
+        journal_offset: 0,
+        error: (ending != Ending::Completed).then(|| TurnError::new("some_code", "some words")),
+        usage: None,
+        cost_usd: None,
+    }
+}
+
+/// Settles, then lets the slot go as if its sandbox were gone.
+pub async fn settle_and_free(store: &Store, job: &Claimed, how: Ending) {
+    store.settle(job, &ending(how), Duration::from_secs(30)).await.unwrap().unwrap();
+    store.slot_freed(job.slot_id, job.epoch).await.unwrap().unwrap();
+}
+
+/// The local server, in this process.
+pub struct LocalE2b {
+    pub dir: tempfile::TempDir,
+    pub url: String,
+    stop: CancellationToken,
+    serving: JoinHandle<anyhow::Result<()>>,
+}
+
+impl LocalE2b {
+    pub async fn start() -> Self {
+        Self::with(local::Options::default()).await
+    }
+
+    pub async fn with(options: local::Options) -> Self {
+        let dir = passable_tempdir("turnmill-test-").unwrap();
+        let stop = CancellationToken::new();
+        let (ready, address) = oneshot::channel();
+        let options = local::Options { dir: dir.path().to_owned(), program: Some(TURNMILL.into()), ..options };
+        let serving = tokio::spawn(local::serve(options, stop.clone(), ready));
+        let url = format!("http://{}", address.await.expect("the local server starts"));
+        Self { dir, url, stop, serving }
+    }
+
+    pub fn client(&self) -> e2b::Client {
+        client(&self.url)
+    }
+
+    pub async fn faults(&self, faults: Value) {
+        let response = reqwest::Client::new().post(format!("{}/_local/faults", self.url)).json(&faults).send().await.unwrap();
+        assert!(response.status().is_success(), "{}", response.text().await.unwrap());
+    }
+
+    /// Everything that was done to sandboxes.
+    pub async fn acts(&self, act: &str) -> Vec<Value> {
+        let all: Vec<Value> = reqwest::get(format!("{}/_local/ledger", self.url)).await.unwrap().json().await.unwrap();
+        all.into_iter().filter(|entry| entry["act"] == act).collect()
+    }
+
+    /// How often a file named like a mock's ledger says that the agent was started.
+    pub fn agent_ledger(&self) -> PathBuf {
+        agent_ledger(self.dir.path())
+    }
+
+    pub async fn stop(self) {
+        self.stop.cancel();
+        self.serving.await.unwrap().unwrap();
+    }
+}
+
+/// A file into which every start of an agent is noted, whoever its user is.
+pub fn agent_ledger(dir: &Path) -> PathBuf {
+    let path = dir.join("agent-starts.jsonl");
+    let file = std::fs::File::options().create(true).append(true).open(&path).unwrap();
+    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+    path
+}
+
+pub fn starts_in(ledger: &Path) -> usize {
+    std::fs::read_to_string(ledger).unwrap().lines().count()
+}
+
+pub fn client(url: &str) -> e2b::Client {
+    e2b::Client::new(e2b::Config {
+        api_url: url.to_owned(),
+        domain: "local".to_owned(),
+        sandbox_url: Some(url.to_owned()),
+        api_key: "local".into(),
+        api_version: e2b::ApiVersion::V2,
+    })
+    .unwrap()
+}
+
+/// Quick enough for tests, in the same proportions as the defaults.
+pub fn config(e2b_url: &str) -> Config {
+    let mut config = Config::load(None).unwrap();
+    config.e2b.api_url = e2b_url.to_owned();
+    config.e2b.sandbox_url = e2b_url.to_owned();
+    config.e2b.api_key = "local".into();
+    config.worker.lease = Duration::from_secs(3);
+    config.worker.heartbeat = Duration::from_millis(500);
+    config.worker.stop_grace = Duration::from_secs(2);
+    config.worker.poll = Duration::from_millis(100);
+    config.retry.startup_delay = Duration::from_millis(100);
+    config
+}
+
+/// The pool `default` runs the stand-in agent and notes its starts.
+pub async fn use_mock(store: &Store, ledger: &Path) {
+    let agent = ["turnmill", "agent", "mock"].map(str::to_owned).to_vec();
+    let change = PoolChange { cap: Some(4), agent: Some(agent), agent_env: Some(json!({ "TURNMILL_MOCK_LEDGER": ledger })), ..PoolChange::default() };
+    store.set_pool("default", &change).await.unwrap();
+}
+
+/// A whole worker, in this process.
+pub struct RunningWorker {
+    pub id: String,
+    stop: CancellationToken,
+    running: JoinHandle<anyhow::Result<()>>,
+}
+
+impl RunningWorker {
+    pub async fn start(fleet: &Fleet, e2b_url: &str) -> Self {
+        Self::with(fleet, config(e2b_url)).await
+    }
+
+    pub async fn with(fleet: &Fleet, config: Config) -> Self {
+        let worker = Worker::register(fleet.store.clone(), Arc::new(config), Credentials::default(), &TaskTracker::new()).await.unwrap();
+        let stop = CancellationToken::new();
+        let id = worker.id.to_string();
+        let running = tokio::spawn(worker.run(stop.clone()));
+        Self { id, stop, running }
+    }
+
+    /// In order, as a deploy does.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        self.running.await.unwrap().unwrap();
+    }
+}
+
+/// A whole fleet for one test: local sandboxes, the mock agent, one worker.
+pub struct Running {
+    pub fleet: Fleet,
+    pub e2b: LocalE2b,
+    pub worker: RunningWorker,
+}
+
+impl Running {
+    pub async fn start(pool: PgPool) -> Self {
+        Self::with(pool, |_| {}).await
+    }
+
+    pub async fn with(pool: PgPool, change: impl FnOnce(&mut Config)) -> Self {
+        let fleet = Fleet::new(pool);
+        let e2b = LocalE2b::start().await;
+        use_mock(&fleet.store, &e2b.agent_ledger()).await;
+        let mut config = config(&e2b.url);
+        change(&mut config);
+        let worker = RunningWorker::with(&fleet, config).await;
+        Self { fleet, e2b, worker }
+    }
+
+    pub fn agent_starts(&self) -> usize {
+        starts_in(&self.e2b.agent_ledger())
+    }
+
+    /// Stops all and checks that nothing is left.
+    pub async fn stop(self) {
+        self.fleet.no_slot_held().await;
+        assert_eq!(self.e2b.client().list(&[]).await.unwrap().len(), 0, "no sandbox is left");
+        self.worker.stop().await;
+        self.e2b.stop().await;
+    }
+}

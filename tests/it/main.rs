@@ -1,0 +1,17 @@
+//! What Turnmill promises, a file per promise. Real Postgres, a database per test; the sandboxes are the local
+//! server's, over the real wire; the agent is the stand-in, as a real process.
+
+mod harness;
+
+mod agents;
+mod captures;
+mod commands;
+mod crash;
+mod end_to_end;
+mod enqueue;
+mod fence;
+mod house;
+mod queue;
+mod runtime;
+mod sandboxes;
+mod supervisor;
