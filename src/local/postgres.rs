@@ -140,7 +140,8 @@ fn launch(bin: &Path, dir: &Path, port: u16, options: &Options) -> anyhow::Resul
     let log = File::options().create(true).append(true).open(dir.join("log"))?;
     let mut command = as_unprivileged(&bin.join("postgres"))?;
     command.arg("-D").arg(dir.join("data")).args(["-p", &port.to_string()]);
-    let throwaway = [("fsync", "off"), ("full_page_writes", "off"), ("synchronous_commit", "off")];
+    // Not synchronous_commit: what was committed must survive at least our own SIGKILL.
+    let throwaway = [("fsync", "off"), ("full_page_writes", "off")];
     let fixed = [("listen_addresses", "127.0.0.1"), ("unix_socket_directories", ""), ("max_connections", "200")];
     let settings = fixed.into_iter().chain(throwaway.into_iter().filter(|_| !options.durable)).chain(options.settings.iter().copied());
     for (name, value) in settings {

@@ -33,7 +33,8 @@ impl Lease {
         }
     }
 
-    fn begin(&self) {
+    /// From now on it is held.
+    pub fn begin(&self) {
         self.era.send_if_modified(|era| {
             let begins = era.is_none();
             if begins {

@@ -1,1 +1,194 @@
-//! (to come)
+//! The command line as its users meet it: what it says when something is wrong, and that it leaves nothing behind.
+
+use std::path::Path;
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use sqlx::{ConnectOptions as _, PgPool};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::process::{Child, Command};
+
+use crate::harness::{Running, TURNMILL, until};
+
+fn turnmill(args: &[&str]) -> Command {
+    let mut command = Command::new(TURNMILL);
+    command.args(args).env_remove("DATABASE_URL").env("XDG_RUNTIME_DIR", "/nonexistent").kill_on_drop(true).stdin(Stdio::null());
+    command
+}
+
+fn said(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+async fn fails(command: &mut Command, expected: &[&str]) {
+    let output = command.output().await.unwrap();
+    let said = said(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    for words in expected {
+        assert!(said.contains(words), "expected {words:?} in: {said}");
+    }
+    assert!(!said.contains("panicked"), "{said}");
+}
+
+fn interrupt(child: &Child) {
+    let pid = i32::try_from(child.id().unwrap()).unwrap();
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::INT).unwrap();
+}
+
+#[sqlx::test(migrations = false)]
+async fn what_is_wrong_with_the_database_is_said_with_what_to_do(pool: PgPool) {
+    fails(&mut turnmill(&["turns"]), &["no database: set DATABASE_URL, or start one with everything else: turnmill dev"]).await;
+    fails(turnmill(&["turns"]).env("DATABASE_URL", "not a url"), &["DATABASE_URL is not a Postgres URL; it looks like postgres://"]).await;
+    fails(turnmill(&["turns"]).env("DATABASE_URL", "postgres://nobody@127.0.0.1:1/shop"), &["can't reach Postgres at 127.0.0.1:1/shop; check DATABASE_URL"]).await;
+    fails(&mut turnmill(&["worker"]), &["DATABASE_URL is not set"]).await;
+
+    let url = pool.connect_options().to_url_lossy().to_string();
+    let mut worker = turnmill(&["worker"]);
+    worker.env("DATABASE_URL", &url);
+    fails(&mut worker, &["E2B_API_KEY is not set"]).await;
+    worker.env("E2B_API_KEY", "k");
+    fails(&mut worker, &["the database's schema is not there", "run: turnmill migrate"]).await;
+    let migrated = turnmill(&["migrate"]).env("DATABASE_URL", &url).output().await.unwrap();
+    assert!(migrated.status.success(), "{}", said(&migrated));
+    fails(worker.env("TURNMILL_FLEET", "production"), &["\"dev\"", "\"production\"", "turnmill fleet fork"]).await;
+}
+
+#[tokio::test]
+async fn unknown_settings_are_errors_not_silence() {
+    fails(turnmill(&["turns"]).env("TURNMILL_WORKER__LAESE", "10s"), &["TURNMILL_WORKER__LAESE names no configuration key"]).await;
+    fails(turnmill(&["turns"]).env("TURNMILL_WORKER__LEASE", "fast"), &["lease"]).await;
+    fails(turnmill(&["turns"]).env("TURNMILL_WORKER__HEARTBEAT", "9s"), &["less than half of worker.lease"]).await;
+    fails(&mut turnmill(&["local", "--listen", "0.0.0.0:0"]), &["loopback only"]).await;
+}
+
+#[tokio::test]
+async fn every_command_has_a_help_that_says_what_it_is_for() {
+    let top = said(&turnmill(&["--help"]).output().await.unwrap());
+    assert!(top.contains("turnmill dev") && top.contains("enqueue_turn"), "{top}");
+    for command in ["dev", "enqueue", "watch", "turns", "cancel", "worker", "local", "migrate", "pool", "fleet", "doctor", "agent", "demo", "bench"] {
+        let output = turnmill(&[command, "--help"]).output().await.unwrap();
+        assert!(output.status.success() && said(&output).lines().next().unwrap().len() > 10, "{command}: {}", said(&output));
+        assert!(top.contains(&format!("  {command} ")), "{command} is in the top help");
+    }
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn a_turn_is_enqueued_watched_listed_and_cancelled(pool: PgPool) {
+    let url = pool.connect_options().to_url_lossy().to_string();
+    let all = Running::start(pool).await;
+    let run = async |args: &[&str]| turnmill(args).env("DATABASE_URL", &url).output().await.unwrap();
+
+    let watched = run(&["enqueue", "/mock tools", "--session", "s1", "--key", "k1", "--watch"]).await;
+    let text = said(&watched);
+    assert!(watched.status.success() && text.contains("▸ Bash") && text.ends_with("completed\n"), "{text}");
+    let receipt = run(&["enqueue", "/mock tools", "--session", "s1", "--key", "k1", "--json"]).await;
+    let receipt: Value = serde_json::from_slice(&receipt.stdout).unwrap();
+    assert_eq!(receipt["replayed"], true);
+    let id = receipt["turn_id"].as_str().unwrap();
+    let json = run(&["watch", id, "--json"]).await;
+    let lines: Vec<Value> = String::from_utf8(json.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((lines[1]["type"].as_str(), lines.last().unwrap()["status"].as_str()), (Some("tool_use"), Some("completed")));
+    let listed = said(&run(&["turns", "--status", "completed"]).await);
+    assert!(listed.contains(id) && listed.contains("/mock tools"), "{listed}");
+
+    let hostile = said(&run(&["enqueue", "/mock hostile", "--watch"]).await);
+    assert!(!hostile.contains('\u{1b}') && !hostile.contains('\u{202e}'), "nothing of it steers the terminal");
+
+    let hang: Value = serde_json::from_slice(&run(&["enqueue", "/mock hang", "--json"]).await.stdout).unwrap();
+    let hang = hang["turn_id"].as_str().unwrap();
+    all.fleet.has_blocks(hang, 2).await;
+    assert!(said(&run(&["cancel", hang, "--reason", "no more"]).await).contains("cancelling"));
+    let ended = run(&["watch", hang]).await;
+    assert_eq!((ended.status.code(), said(&ended).contains("cancelled: cancelled: no more")), (Some(1), true), "{}", said(&ended));
+
+    fails(turnmill(&["watch", "nope"]).env("DATABASE_URL", &url), &["there is no turn \"nope\""]).await;
+    fails(turnmill(&["enqueue", "x", "--pool", "nope"]).env("DATABASE_URL", &url), &["there is no pool \"nope\"", "turnmill pool set"]).await;
+    fails(turnmill(&["enqueue", ""]).env("DATABASE_URL", &url), &["the prompt is empty"]).await;
+    all.stop().await;
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn the_doctor_finds_what_is_wrong_and_what_is_not(pool: PgPool) {
+    let url = pool.connect_options().to_url_lossy().to_string();
+    let all = Running::start(pool).await;
+    let mut doctor = turnmill(&["doctor"]);
+    doctor.env("DATABASE_URL", &url).env("E2B_API_KEY", "k").env("E2B_API_URL", &all.e2b.url);
+    let healthy = doctor.output().await.unwrap();
+    assert!(healthy.status.success(), "{}", said(&healthy));
+    assert!(said(&healthy).contains("1 alive"), "{}", said(&healthy));
+    let sick = doctor.env("E2B_API_URL", "http://127.0.0.1:1").output().await.unwrap();
+    assert!(!sick.status.success() && said(&sick).contains("check E2B_API_KEY, E2B_API_URL"), "{}", said(&sick));
+    all.stop().await;
+}
+
+#[tokio::test]
+async fn the_stand_in_agent_stops_at_sigint_as_the_real_one_does() {
+    let mut agent = turnmill(&["agent", "mock", "--script=hang", "--session-id=x"]);
+    let mut agent = agent.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let message = json!({ "type": "user", "uuid": "u1", "message": { "role": "user", "content": [{ "type": "text", "text": "hi" }] } });
+    let mut stdin = agent.stdin.take().unwrap();
+    stdin.write_all(format!("{message}\n").as_bytes()).await.unwrap();
+    drop(stdin);
+    let mut lines = BufReader::new(agent.stdout.take().unwrap()).lines();
+    // init, text, tool_use: now it hangs.
+    for _ in 0..3 {
+        lines.next_line().await.unwrap().unwrap();
+    }
+    interrupt(&agent);
+    let mut last = Value::Null;
+    while let Some(line) = lines.next_line().await.unwrap() {
+        last = serde_json::from_str(&line).unwrap();
+    }
+    assert_eq!((last["type"].as_str(), last["terminal_reason"].as_str(), last["user_message_uuid"].as_str()), (Some("result"), Some("aborted_streaming"), Some("u1")));
+    assert!(agent.wait().await.unwrap().success(), "exit code 0, as the real one");
+}
+
+/// Everything that a command made in its temporary directory, and every process that has it in its environment.
+async fn nothing_is_left(place: &Path) {
+    let mark = format!("TMPDIR={}", place.display());
+    until("no process is left", || async {
+        let processes = std::fs::read_dir("/proc").unwrap().flatten();
+        let left = processes.filter(|entry| {
+            std::fs::read(entry.path().join("environ")).is_ok_and(|environ| environ.split(|&byte| byte == 0).any(|variable| variable == mark.as_bytes()))
+        });
+        (left.count() == 0).then_some(())
+    })
+    .await;
+    let files: Vec<_> = std::fs::read_dir(place).unwrap().flatten().map(|entry| entry.path()).collect();
+    assert!(files.is_empty(), "{files:?}");
+}
+
+#[tokio::test]
+async fn dev_needs_nothing_set_up_and_ctrl_c_leaves_nothing_behind() {
+    let place = turnmill::local::postgres::passable_tempdir("turnmill-test-").unwrap();
+    let here = |args: &[&str]| {
+        let mut command = turnmill(args);
+        command.env("TMPDIR", place.path()).env("XDG_RUNTIME_DIR", place.path());
+        command
+    };
+    let mut dev = here(&["dev", "--agent", "mock"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(dev.stdout.take().unwrap()).lines();
+    while !lines.next_line().await.unwrap().expect("it starts").contains("In another terminal") {}
+    let answer = here(&["enqueue", "/mock tools", "--watch"]).output().await.unwrap();
+    assert!(answer.status.success(), "another terminal finds it by itself: {}", said(&answer));
+    // With a turn under way.
+    here(&["enqueue", "/mock hang"]).output().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    interrupt(&dev);
+    assert!(dev.wait().await.unwrap().success());
+    nothing_is_left(place.path()).await;
+}
+
+#[tokio::test]
+async fn the_demo_keeps_what_it_promises_and_leaves_nothing_behind() {
+    let place = turnmill::local::postgres::passable_tempdir("turnmill-test-").unwrap();
+    let demo = turnmill(&["demo"]).env("TMPDIR", place.path()).output().await.unwrap();
+    let text = said(&demo);
+    assert!(demo.status.success(), "{text}");
+    for words in ["✗ kill -9", "✓ killed at byte", "✓ adopted               by", "51, 0 lost, 0 doubled", "✓ agent starts          1", "✓ live sandboxes left   0"] {
+        assert!(text.contains(words), "expected {words:?} in: {text}");
+    }
+    nothing_is_left(place.path()).await;
+}

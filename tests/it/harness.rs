@@ -116,6 +116,12 @@ impl Fleet {
         self.store.seams(id).await.unwrap().into_iter().map(|seam| seam.taken).collect()
     }
 
+    /// The turn's timeline, for people who wonder what happened.
+    pub async fn history(&self, id: &str) -> Vec<Value> {
+        let rows = sqlx::query_scalar("SELECT to_jsonb(a) FROM turnmill.attempts a WHERE turn_id = $1 ORDER BY epoch").bind(id);
+        rows.fetch_all(&self.pool).await.unwrap()
+    }
+
     /// Waits until no slot holds a sandbox.
     pub async fn no_slot_held(&self) {
         until("all slots are free", || async { (self.store.slots_held().await.ok()? == 0).then_some(()) }).await;
@@ -304,7 +310,6 @@ pub async fn use_mock(store: &Store, ledger: &Path) {
 
 /// A whole worker, in this process.
 pub struct RunningWorker {
-    pub id: String,
     stop: CancellationToken,
     running: JoinHandle<anyhow::Result<()>>,
 }
@@ -317,9 +322,8 @@ impl RunningWorker {
     pub async fn with(fleet: &Fleet, config: Config) -> Self {
         let worker = Worker::register(fleet.store.clone(), Arc::new(config), Credentials::default(), &TaskTracker::new()).await.unwrap();
         let stop = CancellationToken::new();
-        let id = worker.id.to_string();
         let running = tokio::spawn(worker.run(stop.clone()));
-        Self { id, stop, running }
+        Self { stop, running }
     }
 
     /// In order, as a deploy does.

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::acts::now_ms;
-use super::sandboxes::{Known, Sandbox};
+use super::sandboxes::{Known, Record, Sandbox};
 use super::{App, fault, fault_with_code};
 
 /// The longest run of E2B's Pro plan.
@@ -82,16 +82,17 @@ fn created(app: &App, request: &Value, key: Option<String>, timeout_s: i64) -> R
     let mut record = app.sandboxes.blank(&create.template_id, timeout);
     record.metadata = create.metadata;
     record.env_vars = create.env_vars;
-    let sandbox = match app.sandboxes.create(record) {
-        Ok(sandbox) => sandbox,
-        Err(error) => return fault_with_code(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error:#}"), Some("sandbox_create_failed")),
-    };
-    let answer = described(&sandbox, true);
+    let answer = described(&record, record.end_ms, true);
+    // Before it is made: after a crash in between, a repeated create finds a sandbox that is gone, never a second one.
     if let Some(key) = key
         && let Err(error) = app.sandboxes.remember(Known { key, request: request.clone(), answer: answer.clone() })
     {
         return fault(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error:#}"));
     }
+    let sandbox = match app.sandboxes.create(record) {
+        Ok(sandbox) => sandbox,
+        Err(error) => return fault_with_code(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error:#}"), Some("sandbox_create_failed")),
+    };
     app.acts.note("create", &sandbox.record.id, json!({ "metadata": sandbox.record.metadata, "live": app.sandboxes.count() }));
     (StatusCode::CREATED, Json(answer)).into_response()
 }
@@ -101,7 +102,7 @@ pub(super) async fn get(State(app): State<App>, Path(id): Path<String>, headers:
     if let Err(refused) = allowed(&app, &headers) {
         return refused;
     }
-    let get = async { app.sandboxes.get(&id).map_or_else(|| unknown(&id), |sandbox| Json(described(&sandbox, true)).into_response()) };
+    let get = async { app.sandboxes.get(&id).map_or_else(|| unknown(&id), |sandbox| Json(described_now(&sandbox, true)).into_response()) };
     app.acts.perform("get", get).await
 }
 
@@ -128,7 +129,7 @@ pub(super) async fn list_v2(State(app): State<App>, Query(query): Query<ListQuer
             return fault(StatusCode::BAD_REQUEST, "limit must be between 1 and 100");
         }
         let found = filtered(&app, query.metadata.as_deref(), query.state.as_deref());
-        let page: Vec<Value> = found.iter().skip(skip).take(limit).map(|sandbox| described(sandbox, false)).collect();
+        let page: Vec<Value> = found.iter().skip(skip).take(limit).map(|sandbox| described_now(sandbox, false)).collect();
         let mut response = Json(page).into_response();
         response.headers_mut().insert("X-Total-Running", found.len().into());
         if skip + limit < found.len() {
@@ -146,7 +147,7 @@ pub(super) async fn list_v1(State(app): State<App>, Query(query): Query<ListQuer
     }
     let list = async {
         let found = filtered(&app, query.metadata.as_deref(), None);
-        Json(found.iter().map(|sandbox| described(sandbox, false)).collect::<Vec<_>>()).into_response()
+        Json(found.iter().map(|sandbox| described_now(sandbox, false)).collect::<Vec<_>>()).into_response()
     };
     app.acts.perform("list", list).await
 }
@@ -230,8 +231,11 @@ fn allowed(app: &App, headers: &HeaderMap) -> Result<(), Response> {
     if good { Ok(()) } else { Err(fault(StatusCode::UNAUTHORIZED, "Invalid API key, please visit https://e2b.dev/docs/api-key for more information.")) }
 }
 
-fn described(sandbox: &Sandbox, whole: bool) -> Value {
-    let record = &sandbox.record;
+fn described_now(sandbox: &Sandbox, whole: bool) -> Value {
+    described(&sandbox.record, sandbox.end_ms.load(Ordering::Relaxed), whole)
+}
+
+fn described(record: &Record, end_ms: u64, whole: bool) -> Value {
     let time = |ms: u64| DateTime::from_timestamp_millis(i64::try_from(ms).unwrap_or(i64::MAX)).map(|at| at.to_rfc3339_opts(SecondsFormat::Millis, true));
     let mut described = json!({
         "templateID": record.template,
@@ -239,7 +243,7 @@ fn described(sandbox: &Sandbox, whole: bool) -> Value {
         "clientID": "local",
         "alias": record.template,
         "startedAt": time(record.started_ms),
-        "endAt": time(sandbox.end_ms.load(Ordering::Relaxed)),
+        "endAt": time(end_ms),
         "envdVersion": ENVD_VERSION,
         "cpuCount": 2,
         "memoryMB": 1024,

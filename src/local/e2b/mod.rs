@@ -9,12 +9,14 @@
 //! | `control` | create, get, list, set timeout, kill |
 //! | `sandboxes` | which there are, on disk, so that they survive this process |
 //! | `process` | envd's processes |
+//! | `kill` | their end |
 //! | `files` | envd's files |
 //! | `acts` | the ledger of all acts, and faults on demand (`/_local/…`) |
 
 mod acts;
 mod control;
 mod files;
+mod kill;
 mod process;
 mod sandboxes;
 

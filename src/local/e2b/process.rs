@@ -17,7 +17,7 @@ use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use futures::StreamExt as _;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
@@ -27,7 +27,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::sandboxes::Sandbox;
-use super::{App, fault, files};
+use super::{App, fault, files, kill::pid};
 use crate::e2b::connect::{Frame, Frames, frame};
 
 /// How long an exit code is kept.
@@ -38,9 +38,6 @@ const CHUNK: usize = 32 * 1024;
 
 /// Events that may wait for a listener before the process is held up.
 const QUEUE: usize = 16;
-
-/// How long SIGKILL is tried.
-const KILL_MAX: Duration = Duration::from_secs(10);
 
 /// The processes of one sandbox, since this server started.
 #[derive(Debug, Default, Clone)]
@@ -217,11 +214,10 @@ fn spawn(sandbox: &Sandbox, config: ProcessConfig, user: &str) -> Result<(Child,
         None => home.clone(),
     };
     let described = json!({ "cmd": config.cmd, "args": config.args, "envs": config.envs, "cwd": config.cwd });
-    let path = std::env::var("PATH").unwrap_or_default();
     // Through a shell, as the real one: a missing program is an exit code of a process that ran.
     let mut command = std::process::Command::new("/bin/sh");
     command.args(["-c", r#"exec "$@""#, "sh"]).arg(&config.cmd).args(&config.args).current_dir(cwd).env_clear();
-    command.env("PATH", format!("{}:{path}", sandbox.bin.display())).env("HOME", home).env("USER", user).env("LOGNAME", user);
+    command.env("PATH", &sandbox.path).env("HOME", home).env("USER", user).env("LOGNAME", user);
     command.envs(&sandbox.record.env_vars).env("E2B_SANDBOX", "true").env("E2B_TEMPLATE_ID", &sandbox.record.template).envs(&config.envs);
     // Last: by this its processes are found when it is killed.
     command.env("E2B_SANDBOX_ID", &sandbox.record.id).env("TURNMILL_ROOT", &sandbox.root);
@@ -355,10 +351,6 @@ fn header(headers: &HeaderMap, name: &str) -> Option<u64> {
     headers.get(name)?.to_str().ok()?.parse().ok()
 }
 
-fn pid(raw: u32) -> Option<Pid> {
-    Pid::from_raw(i32::try_from(raw).ok()?)
-}
-
 impl Selector {
     fn missing(&self) -> String {
         match (self.pid, &self.tag) {
@@ -402,43 +394,4 @@ impl Processes {
     fn running(&self) -> Vec<Arc<Process>> {
         self.all().iter().filter(|process| process.runs()).cloned().collect()
     }
-}
-
-/// Ends every process of a sandbox, also those that a server before us started. `false`: some are left.
-pub(super) async fn kill_all(sandbox_id: &str, uid: Option<u32>) -> bool {
-    let since = Instant::now();
-    let mark = format!("E2B_SANDBOX_ID={sandbox_id}").into_bytes();
-    loop {
-        let found = processes_with(&mark, uid);
-        if found.is_empty() {
-            return true;
-        }
-        for pid in found {
-            // Already gone is as good.
-            let _ = kill_process(pid, Signal::KILL);
-        }
-        if since.elapsed() > KILL_MAX {
-            return false;
-        }
-        // Until the kernel has taken them away; one may have forked while we looked.
-        sleep(Duration::from_millis(5)).await;
-    }
-}
-
-fn processes_with(mark: &[u8], uid: Option<u32>) -> Vec<Pid> {
-    use std::os::unix::fs::MetadataExt as _;
-    let Ok(all) = std::fs::read_dir("/proc") else { return Vec::new() };
-    all.flatten()
-        .filter_map(|entry| {
-            let pid = pid(entry.file_name().to_str()?.parse().ok()?)?;
-            let of_user = uid.is_some_and(|uid| entry.metadata().is_ok_and(|found| found.uid() == uid));
-            let marked = || std::fs::read(entry.path().join("environ")).is_ok_and(|environ| environ.split(|&byte| byte == 0).any(|variable| variable == mark));
-            (of_user || marked()).then_some(pid).filter(|_| !is_zombie(&entry.path()))
-        })
-        .collect()
-}
-
-fn is_zombie(proc: &std::path::Path) -> bool {
-    let stat = std::fs::read_to_string(proc.join("stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z'))
 }

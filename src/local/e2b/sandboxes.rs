@@ -18,7 +18,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::acts::{Acts, now_ms};
-use super::process::{self, Processes};
+use super::kill;
+use super::process::Processes;
 
 /// What is on disk of a sandbox.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -42,8 +43,8 @@ pub(super) struct Sandbox {
     pub end_ms: AtomicU64,
     /// Its `/`.
     pub root: PathBuf,
-    /// Programs that every sandbox has.
-    pub bin: PathBuf,
+    /// Where its processes look for programs.
+    pub path: String,
     pub processes: Processes,
     /// Cancelled when it is killed: every open stream is cut.
     pub gone: CancellationToken,
@@ -148,7 +149,7 @@ impl Sandboxes {
             return false;
         }
         sandbox.gone.cancel();
-        if !process::kill_all(id, sandbox.record.uid).await {
+        if !kill::all(id, sandbox.record.uid).await {
             warn!(sandbox.id = id, "Sandbox {id} has processes that SIGKILL does not end");
         }
         let home = self.dir.join(id);
@@ -193,7 +194,7 @@ impl Sandbox {
         Self {
             end_ms: AtomicU64::new(record.end_ms),
             root: home.join("root"),
-            bin: home.parent().unwrap_or(home).join("bin"),
+            path: search_path(&home.parent().unwrap_or(home).join("bin"), record.uid.is_some()),
             record,
             processes: Processes::default(),
             gone: CancellationToken::new(),
@@ -245,6 +246,15 @@ fn install(program: Option<&Path>, bin: &Path) -> anyhow::Result<()> {
         fs::copy(&ours, &theirs).with_context(|| format!("copying {} to {}", ours.display(), theirs.display()))?;
     }
     Ok(())
+}
+
+/// Our own programs, then those of this machine; without places that another user can't enter, which would make
+/// a missing program one that may not be run.
+fn search_path(bin: &Path, as_another_user: bool) -> String {
+    let all = std::env::var_os("PATH").unwrap_or_default();
+    let open = |place: &PathBuf| place.ancestors().all(|dir| fs::metadata(dir).is_ok_and(|found| found.permissions().mode() & 0o001 != 0));
+    let places = std::env::split_paths(&all).filter(|place| !as_another_user || open(place));
+    std::env::join_paths(std::iter::once(bin.to_owned()).chain(places)).unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// User ids that nobody has, when we are root: the upper half of those that this namespace knows. Wide, and
