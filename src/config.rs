@@ -135,7 +135,11 @@ impl Config {
             w.heartbeat,
             w.lease
         );
-        anyhow::ensure!(matches!(self.e2b.api_version.as_str(), "v1" | "v2"), "e2b.api_version is v1 or v2, not {:?}", self.e2b.api_version);
+        anyhow::ensure!(
+            matches!(self.e2b.api_version.as_str(), "v1" | "v2"),
+            "e2b.api_version is v1 or v2, not {:?}",
+            self.e2b.api_version
+        );
         anyhow::ensure!(self.database.connections >= 2, "database.connections must be at least 2");
         Ok(())
     }

@@ -142,12 +142,17 @@ impl RetryPolicy {
                 ending: Ending::Cancelled,
                 error: Some(TurnError::new("cancelled", reason.as_deref().unwrap_or("cancelled while it ran"))),
             },
-            Happened::TimedOut => failed("turn_timeout", "the turn's time limit was over; the agent was stopped and what it said is kept. Raise the pool's turn_timeout_s, or ask for less at once"),
+            Happened::TimedOut => failed(
+                "turn_timeout",
+                "the turn's time limit was over; the agent was stopped and what it said is kept. Raise the pool's turn_timeout_s, or ask for less at once",
+            ),
             Happened::StartupFailed(failure) => self.after_startup(failure, failures, chance),
             Happened::SandboxLost(cause) => self.after_loss(cause, sandboxes_lost, chance),
             Happened::JournalDamaged { offset, size } => failed(
                 "journal_damaged",
-                format!("the agent's journal has {size} bytes, but {offset} were already copied from it: something in the sandbox has overwritten it"),
+                format!(
+                    "the agent's journal has {size} bytes, but {offset} were already copied from it: something in the sandbox has overwritten it"
+                ),
             ),
         }
     }
@@ -183,7 +188,10 @@ impl RetryPolicy {
             charged: false,
             restart: true,
             blocks_pool: false,
-            why: TurnError::new("sandbox_lost", format!("the sandbox was lost while the agent ran; the turn starts over in a new one: {cause}")),
+            why: TurnError::new(
+                "sandbox_lost",
+                format!("the sandbox was lost while the agent ran; the turn starts over in a new one: {cause}"),
+            ),
         }
     }
 

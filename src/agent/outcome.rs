@@ -169,7 +169,10 @@ impl Seen {
 pub(super) fn decide(seen: &Seen, message_uuid: Option<&str>, exit: &Exit) -> Outcome {
     let result = primary(&seen.results, message_uuid);
     let verdict = match result {
-        _ if exit.journal_full => failed(ErrorCode::JournalFull, "the agent printed more than its journal may hold and was stopped; see worker.journal_max_bytes".to_owned()),
+        _ if exit.journal_full => failed(
+            ErrorCode::JournalFull,
+            "the agent printed more than its journal may hold and was stopped; see worker.journal_max_bytes".to_owned(),
+        ),
         Some(result) if exit.status == 0 && is_good(result) => Verdict::Completed,
         Some(result) => from_result(result, seen.api_error.as_ref()),
         None if exit.status == 0 && seen.flat_events > 0 && seen.events == 0 => Verdict::Completed,
@@ -186,7 +189,9 @@ fn primary<'a>(results: &'a [Value], message_uuid: Option<&str>) -> Option<&'a V
 }
 
 fn is_good(result: &Value) -> bool {
-    result["is_error"] != true && result["subtype"] == "success" && (result["terminal_reason"].is_null() || result["terminal_reason"] == "completed")
+    result["is_error"] != true
+        && result["subtype"] == "success"
+        && (result["terminal_reason"].is_null() || result["terminal_reason"] == "completed")
 }
 
 /// `total_cost_usd` counts the whole resumed session, so the steps since the last result are summed where given.
@@ -231,9 +236,15 @@ fn without_result(seen: &Seen, exit: &Exit) -> Verdict {
     let silent = seen.events + seen.flat_events + seen.garbage == 0;
     let also = if stderr.is_empty() { String::new() } else { format!(": {stderr}") };
     match status {
-        126 | 127 if silent => failed(ErrorCode::AgentNotFound, format!("the agent could not be started in the sandbox{also}. Is it in the pool's template, and on its PATH?")),
+        126 | 127 if silent => failed(
+            ErrorCode::AgentNotFound,
+            format!("the agent could not be started in the sandbox{also}. Is it in the pool's template, and on its PATH?"),
+        ),
         _ if seen.garbage > 0 && seen.events + seen.flat_events == 0 => {
-            let text = format!("the agent printed no stream-json but: {:?}. Does the pool's command line have --output-format=stream-json --verbose?", seen.first_garbage);
+            let text = format!(
+                "the agent printed no stream-json but: {:?}. Does the pool's command line have --output-format=stream-json --verbose?",
+                seen.first_garbage
+            );
             failed(ErrorCode::AgentGarbage, text)
         }
         129.. => failed(ErrorCode::AgentKilled, format!("the agent was ended by signal {}{also}", status - 128)),

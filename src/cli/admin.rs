@@ -85,7 +85,13 @@ impl Pools {
             let state = pool.state_reason.map_or(pool.state.clone(), |why| format!("{} ({})", pool.state, paint::short(&why, 60)));
             anstream::println!(
                 "{}{}{}  {}/{} sandboxes, {} ready, {state}, template {}, agent {}",
-                paint::BOLD, pool.name, paint::OFF, pool.held, pool.cap, pool.ready, pool.template,
+                paint::BOLD,
+                pool.name,
+                paint::OFF,
+                pool.held,
+                pool.cap,
+                pool.ready,
+                pool.template,
                 paint::short(&pool.agent.join(" "), 60)
             );
         }

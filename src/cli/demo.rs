@@ -93,7 +93,11 @@ impl Stage {
         let listen = format!("127.0.0.1:{port}");
         let e2b_url = format!("http://{listen}");
         let sandboxes = home.path().join("sandboxes");
-        let local = spawn(&home.path().join("local.log"), &["local", "--listen", &listen, "--dir", &sandboxes.to_string_lossy()], &BTreeMap::new())?;
+        let local = spawn(
+            &home.path().join("local.log"),
+            &["local", "--listen", &listen, "--dir", &sandboxes.to_string_lossy()],
+            &BTreeMap::new(),
+        )?;
         anstream::println!("  sandboxes  {e2b_url}  (E2B's protocol over local processes, pid {})", pid(&local));
 
         let mut config = Config::load(None)?;
@@ -121,7 +125,11 @@ impl Stage {
     /// The play. `true` when all is as promised.
     async fn show(&mut self) -> anyhow::Result<bool> {
         let quoted = PROMPT.replace('\'', "''");
-        anstream::println!("\n  {}SELECT turn_id FROM turnmill.enqueue_turn('{quoted}', project_id => 'shop');{}\n", paint::DIM, paint::OFF);
+        anstream::println!(
+            "\n  {}SELECT turn_id FROM turnmill.enqueue_turn('{quoted}', project_id => 'shop');{}\n",
+            paint::DIM,
+            paint::OFF
+        );
         let turn = Enqueue { prompt: PROMPT.to_owned(), project_id: Some("shop".to_owned()), ..Enqueue::default() };
         let turn_id = self.store.enqueue(&turn).await?.turn_id;
 
@@ -163,14 +171,25 @@ impl Stage {
         worker.kill().await?;
         let since = Instant::now();
         let at = self.store.position(turn_id).await?.context("the turn has ended too early")?.journal_offset;
-        anstream::println!("{}✗ kill -9 {pid}: the worker that has the turn is dead, {at} bytes of the journal are in Postgres{}", paint::BAD, paint::OFF);
+        anstream::println!(
+            "{}✗ kill -9 {pid}: the worker that has the turn is dead, {at} bytes of the journal are in Postgres{}",
+            paint::BAD,
+            paint::OFF
+        );
         Ok(Killed { since, at, epoch: holder.epoch })
     }
 
     async fn adopted(&self, turn_id: &str, killed: &Killed) -> anyhow::Result<Option<Adopted>> {
         let Some(seam) = self.store.seams(turn_id).await?.pop().filter(|seam| seam.epoch > killed.epoch) else { return Ok(None) };
         let after = killed.since.elapsed();
-        anstream::println!("{}✓ {} has adopted it after {:.1} s, at byte {}{}", paint::GOOD, seam.worker_id, after.as_secs_f64(), seam.from_offset, paint::OFF);
+        anstream::println!(
+            "{}✓ {} has adopted it after {:.1} s, at byte {}{}",
+            paint::GOOD,
+            seam.worker_id,
+            after.as_secs_f64(),
+            seam.from_offset,
+            paint::OFF
+        );
         Ok(Some(Adopted { after, worker: seam.worker_id, at: seam.from_offset }))
     }
 
@@ -190,7 +209,8 @@ impl Stage {
             line(
                 adopted.is_some_and(|adopted| killed.is_some_and(|killed| killed.at <= adopted.at)),
                 "adopted",
-                adopted.map_or("by nobody".to_owned(), |adopted| format!("by {} after {:.1} s", adopted.worker, adopted.after.as_secs_f64())),
+                adopted
+                    .map_or("by nobody".to_owned(), |adopted| format!("by {} after {:.1} s", adopted.worker, adopted.after.as_secs_f64())),
             ),
             line(lost == 0 && doubled == 0, "blocks", format!("{}, {lost} lost, {doubled} doubled", blocks.len())),
             line(starts.len() == 1, "agent starts", starts.len().to_string()),
@@ -222,7 +242,9 @@ impl Stage {
         self.note = Some(Note::write(&self.postgres.url())?);
         anstream::println!(
             "\nStill up until Ctrl-C, with one worker. In another terminal:\n  turnmill enqueue '/mock tools' --watch\n  turnmill turns\n  psql {}\n  curl {}/_local/ledger\n  tail -f {}/*.log",
-            self.postgres.url(), self.e2b_url, self.home.path().display()
+            self.postgres.url(),
+            self.e2b_url,
+            self.home.path().display()
         );
         Ok(())
     }

@@ -103,7 +103,8 @@ fn welcome(url: &str, e2b: &str, agent: Option<&[String]>, credentials: &Credent
     anstream::println!(
         "{}turnmill dev{} runs until Ctrl-C.\n  database  {url}\n  sandboxes http://{e2b} (local processes, isolates nothing)\n  agent     {agent}\n\n\
          In another terminal:\n  turnmill enqueue 'Fix the login bug' --watch\n  psql {url} -c \"SELECT turn_id FROM turnmill.enqueue_turn('Fix the login bug', project_id => 'p1')\"\n",
-        paint::BOLD, paint::OFF
+        paint::BOLD,
+        paint::OFF
     );
 }
 

@@ -47,7 +47,14 @@ async fn database(report: &mut Report, config: &Config, store: &Store) {
     match store.pools().await {
         Ok(pools) => {
             for pool in pools {
-                let line = format!("{}: {} of {} slots held, {} turns ready, agent {}", pool.name, pool.held, pool.cap, pool.ready, pool.agent.first().map_or("", String::as_str));
+                let line = format!(
+                    "{}: {} of {} slots held, {} turns ready, agent {}",
+                    pool.name,
+                    pool.held,
+                    pool.cap,
+                    pool.ready,
+                    pool.agent.first().map_or("", String::as_str)
+                );
                 match (pool.state.as_str(), pool.state_reason) {
                     ("active", _) => report.good("pool", &line),
                     (state, why) => report.bad("pool", &format!("{line}, {state}: {}", why.unwrap_or_default())),

@@ -38,7 +38,8 @@ impl Local {
             if let Ok(address) = address.await {
                 anstream::println!(
                     "E2B-compatible server on http://{address} (isolates nothing)\n{}export E2B_API_URL=http://{address} E2B_SANDBOX_URL=http://{address} E2B_API_KEY=local{}",
-                    paint::DIM, paint::OFF
+                    paint::DIM,
+                    paint::OFF
                 );
             }
         });

@@ -60,7 +60,14 @@ impl EnqueueArgs {
             anstream::println!("{}", serde_json::to_string(&receipt)?);
         } else {
             let waits = receipt.waits_for.as_ref().map(|why| format!(", waits: {why}")).unwrap_or_default();
-            anstream::println!("{}{}{}  {}{waits}, session {}", paint::BOLD, receipt.turn_id, paint::OFF, receipt.status, receipt.session_id);
+            anstream::println!(
+                "{}{}{}  {}{waits}, session {}",
+                paint::BOLD,
+                receipt.turn_id,
+                paint::OFF,
+                receipt.status,
+                receipt.session_id
+            );
         }
         if self.watch { watch::follow(&store, &receipt.turn_id, self.json).await } else { Ok(ExitCode::SUCCESS) }
     }

@@ -114,7 +114,7 @@ fn head(text: &str) -> String {
     lines.truncate(RESULT_LINES);
     let mut shown = lines.iter().map(|line| line.chars().take(200).collect::<String>()).collect::<Vec<_>>().join("\n");
     if more > 0 {
-        shown.push_str(&format!("\n… {more} more lines"));
+        shown = format!("{shown}\n… {more} more lines");
     }
     shown
 }

@@ -42,7 +42,8 @@ impl Worker {
         let stop = stop_on_signal()?;
         let background = TaskTracker::new();
         let credentials = Credentials::from_environment(|name| std::env::var(name).ok());
-        let worker = crate::worker::Worker::register(store, Arc::new(config), credentials, &background).await.context("the worker can't start")?;
+        let worker =
+            crate::worker::Worker::register(store, Arc::new(config), credentials, &background).await.context("the worker can't start")?;
         worker.run(stop).await?;
         Ok(ExitCode::SUCCESS)
     }

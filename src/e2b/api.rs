@@ -213,10 +213,8 @@ struct Fault {
 
 impl Fault {
     fn read(body: &[u8]) -> Self {
-        serde_json::from_slice(body).unwrap_or_else(|_| Self {
-            message: String::from_utf8_lossy(body).chars().take(200).collect(),
-            error_code: None,
-        })
+        serde_json::from_slice(body)
+            .unwrap_or_else(|_| Self { message: String::from_utf8_lossy(body).chars().take(200).collect(), error_code: None })
     }
 
     fn text(&self, status: StatusCode) -> String {
@@ -233,7 +231,9 @@ fn create_error(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> CreateE
         (409, _) => CreateError::Unknown(text),
         (429, _) => match header(RETRY_AFTER.as_str()).and_then(|s| s.parse().ok()) {
             Some(seconds) => CreateError::RetryAfter(Duration::from_secs(seconds), text),
-            None if fault.message.contains("concurrent") => CreateError::AtCapacity { cap: number_in_parentheses(&fault.message), cause: text },
+            None if fault.message.contains("concurrent") => {
+                CreateError::AtCapacity { cap: number_in_parentheses(&fault.message), cause: text }
+            }
             None => CreateError::RetryAfter(Duration::from_secs(1), text),
         },
         (500, Some("sandbox_create_refused")) => CreateError::Config(text),

@@ -227,7 +227,8 @@ fn events(response: Response) -> ProcessStream {
                 Some(Frame::End(None)) => return Ok(None),
                 Some(Frame::End(Some(error))) => return Err(stream_error(error)),
                 None => {
-                    let more = timeout(SILENCE_MAX, response.chunk()).await.map_err(|_| EnvdError::Unreachable("it fell silent".to_owned()))?;
+                    let more =
+                        timeout(SILENCE_MAX, response.chunk()).await.map_err(|_| EnvdError::Unreachable("it fell silent".to_owned()))?;
                     match more.map_err(unreachable)? {
                         Some(bytes) => frames.push(&bytes),
                         None => return Err(EnvdError::Unreachable("the stream was cut".to_owned())),
@@ -274,11 +275,15 @@ struct End {
 }
 
 fn event(message: &[u8]) -> Result<Option<ProcessEvent>, EnvdError> {
-    let message: Message = serde_json::from_slice(message).map_err(|error| EnvdError::Rejected(format!("an event can't be read: {error}")))?;
-    let bytes = |text: &str| BASE64.decode(text).map(Bytes::from).map_err(|error| EnvdError::Rejected(format!("output can't be read: {error}")));
+    let message: Message =
+        serde_json::from_slice(message).map_err(|error| EnvdError::Rejected(format!("an event can't be read: {error}")))?;
+    let bytes =
+        |text: &str| BASE64.decode(text).map(Bytes::from).map_err(|error| EnvdError::Rejected(format!("output can't be read: {error}")));
     Ok(match message.event {
         Event { start: Some(start), .. } => Some(ProcessEvent::Started { pid: start.pid }),
-        Event { data: Some(Data { stdout: Some(text), .. } | Data { pty: Some(text), .. }), .. } => Some(ProcessEvent::Stdout(bytes(&text)?)),
+        Event { data: Some(Data { stdout: Some(text), .. } | Data { pty: Some(text), .. }), .. } => {
+            Some(ProcessEvent::Stdout(bytes(&text)?))
+        }
         Event { data: Some(Data { stderr: Some(text), .. }), .. } => Some(ProcessEvent::Stderr(bytes(&text)?)),
         Event { end: Some(end), .. } => Some(ProcessEvent::Ended { exit_code: end.exit_code }),
         // A keep-alive, or something newer than us.

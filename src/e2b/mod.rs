@@ -16,7 +16,7 @@ mod envd;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
 pub use api::{ApiError, CreateError, ListedSandbox, SandboxInfo};
@@ -105,7 +105,7 @@ impl Client {
 
 impl Sandbox {
     fn token(&self) -> Option<&str> {
-        self.access_token.as_ref().map(|token| token.expose_secret()).filter(|token| !token.is_empty())
+        self.access_token.as_ref().map(ExposeSecret::expose_secret).filter(|token| !token.is_empty())
     }
 }
 

@@ -22,8 +22,13 @@ const START_MAX: Duration = Duration::from_secs(60);
 const STOP_MAX: Duration = Duration::from_secs(10);
 
 /// Where distributions put the server binaries; `*` is a version.
-const PLACES: [&str; 5] =
-    ["/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/usr/local/opt/postgresql@*/bin", "/opt/homebrew/opt/postgresql@*/bin", "/usr/local/pgsql/bin"];
+const PLACES: [&str; 5] = [
+    "/usr/lib/postgresql/*/bin",
+    "/usr/pgsql-*/bin",
+    "/usr/local/opt/postgresql@*/bin",
+    "/opt/homebrew/opt/postgresql@*/bin",
+    "/usr/local/pgsql/bin",
+];
 
 /// How the server runs.
 #[derive(Debug, Clone, Default)]
@@ -170,11 +175,16 @@ fn unprivileged() -> anyhow::Result<Option<(u32, u32)>> {
     }
     let users = fs::read_to_string("/etc/passwd")?;
     let ids = |wanted: &str| {
-        users.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|fields| fields.first() == Some(&wanted)).and_then(|fields| {
-            Some((fields.get(2)?.parse().ok()?, fields.get(3)?.parse().ok()?))
-        })
+        users
+            .lines()
+            .map(|line| line.split(':').collect::<Vec<_>>())
+            .find(|fields| fields.first() == Some(&wanted))
+            .and_then(|fields| Some((fields.get(2)?.parse().ok()?, fields.get(3)?.parse().ok()?)))
     };
-    ids("postgres").or_else(|| ids("nobody")).map(Some).context("Postgres doesn't run as root, and there is no user \"postgres\" or \"nobody\"")
+    ids("postgres")
+        .or_else(|| ids("nobody"))
+        .map(Some)
+        .context("Postgres doesn't run as root, and there is no user \"postgres\" or \"nobody\"")
 }
 
 fn free_port() -> anyhow::Result<u16> {
@@ -191,9 +201,10 @@ pub fn find_bin() -> anyhow::Result<PathBuf> {
         .filter(|(_, dir)| dir.join("postgres").is_file() && dir.join("initdb").is_file())
         .collect();
     found.sort();
-    found.pop().map(|(_, dir)| dir).context(
-        "no Postgres server is installed here: apt-get install postgresql (or your system's package), or set DATABASE_URL",
-    )
+    found
+        .pop()
+        .map(|(_, dir)| dir)
+        .context("no Postgres server is installed here: apt-get install postgresql (or your system's package), or set DATABASE_URL")
 }
 
 /// The directories that a place with one `*` stands for, with their version.

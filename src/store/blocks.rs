@@ -111,12 +111,9 @@ impl Store {
 
     /// Where the job of a turn stands; `None` when it has ended or waits.
     pub async fn position(&self, turn_id: &str) -> sqlx::Result<Option<Position>> {
-        let row = sqlx::query!(
-            "SELECT epoch, attempt, journal_offset, next_seq FROM turnmill.jobs WHERE turn_id = $1",
-            turn_id
-        )
-        .fetch_optional(&self.pool)
-        .await?;
+        let row = sqlx::query!("SELECT epoch, attempt, journal_offset, next_seq FROM turnmill.jobs WHERE turn_id = $1", turn_id)
+            .fetch_optional(&self.pool)
+            .await?;
         Ok(row.and_then(|r| position(r.epoch, Some(r.attempt), Some(r.journal_offset), Some(r.next_seq))))
     }
 }

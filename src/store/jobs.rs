@@ -163,12 +163,9 @@ impl Store {
 
     /// Of these turns, those that someone wants cancelled, with the reason given.
     pub async fn cancels(&self, turns: &[String]) -> sqlx::Result<Vec<(String, Option<String>)>> {
-        let rows = sqlx::query!(
-            "SELECT turn_id, reason FROM turnmill.cancel_requests WHERE turn_id = ANY ($1)",
-            turns
-        )
-        .fetch_all(&self.pool)
-        .await?;
+        let rows = sqlx::query!("SELECT turn_id, reason FROM turnmill.cancel_requests WHERE turn_id = ANY ($1)", turns)
+            .fetch_all(&self.pool)
+            .await?;
         Ok(rows.into_iter().map(|r| (r.turn_id, r.reason)).collect())
     }
 
@@ -195,9 +192,7 @@ impl Store {
         )
         .execute(&self.pool)
         .await?;
-        sqlx::query!("DELETE FROM turnmill.slots WHERE state = 'free' AND retire")
-            .execute(&self.pool)
-            .await?;
+        sqlx::query!("DELETE FROM turnmill.slots WHERE state = 'free' AND retire").execute(&self.pool).await?;
         self.sweep_workers().await
     }
 }

@@ -37,7 +37,7 @@ pub use listen::Wake;
 pub use pools::{Pool, PoolChange};
 pub use settle::{Retry, Settle};
 pub use slots::Releasing;
-pub use turns::{BlockRow, Enqueue, Receipt, Reading, Seam, TurnRow};
+pub use turns::{BlockRow, Enqueue, Reading, Receipt, Seam, TurnRow};
 pub use workers::WorkerRow;
 
 /// The migrations of the schema, in `migrations/`.
@@ -62,21 +62,17 @@ impl Store {
 
     /// Connects. Fails within seconds, with a text that says which URL (without its password) and what to do.
     pub async fn connect(url: &str, connections: u32) -> anyhow::Result<Self> {
-        let options: PgConnectOptions = url
-            .parse()
-            .with_context(|| "DATABASE_URL is not a Postgres URL; it looks like postgres://user:password@host:5432/database")?;
-        let place = format!(
-            "{}:{}/{}",
-            options.get_host(),
-            options.get_port(),
-            options.get_database().unwrap_or("postgres")
-        );
+        let options: PgConnectOptions =
+            url.parse().with_context(|| "DATABASE_URL is not a Postgres URL; it looks like postgres://user:password@host:5432/database")?;
+        let place = format!("{}:{}/{}", options.get_host(), options.get_port(), options.get_database().unwrap_or("postgres"));
         let pool = PgPoolOptions::new()
             .max_connections(connections)
             .acquire_timeout(Duration::from_secs(5))
             .connect_with(options.application_name("turnmill"))
             .await
-            .with_context(|| format!("can't reach Postgres at {place}; check DATABASE_URL, and that the server runs and lets this host in"))?;
+            .with_context(|| {
+                format!("can't reach Postgres at {place}; check DATABASE_URL, and that the server runs and lets this host in")
+            })?;
         Ok(Self { pool })
     }
 
@@ -96,9 +92,9 @@ impl Store {
         let there = self.schema_version().await?;
         match there {
             Some(version) if version == known => Ok(()),
-            Some(version) if version > known => anyhow::bail!(
-                "the database's schema is newer ({version}) than this binary knows ({known}); deploy the newer binary"
-            ),
+            Some(version) if version > known => {
+                anyhow::bail!("the database's schema is newer ({version}) than this binary knows ({known}); deploy the newer binary")
+            }
             _ => anyhow::bail!(
                 "the database's schema is {}, this binary needs {known}; run: turnmill migrate",
                 there.map_or_else(|| "not there".into(), |v| v.to_string())
@@ -108,26 +104,20 @@ impl Store {
 
     async fn schema_version(&self) -> sqlx::Result<Option<i64>> {
         // The table is the migrator's, not ours: it may not exist, so the query can't be checked at compile time.
-        let there: bool = sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL")
-            .fetch_one(&self.pool)
-            .await?;
+        let there: bool = sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL").fetch_one(&self.pool).await?;
         if !there {
             return Ok(None);
         }
-        sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success")
-            .fetch_one(&self.pool)
-            .await
+        sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success").fetch_one(&self.pool).await
     }
 }
 
 /// Whether trying again may help: the connection or the server failed, not the statement.
 pub fn is_outage(error: &sqlx::Error) -> bool {
     match error {
-        sqlx::Error::Io(_)
-        | sqlx::Error::Tls(_)
-        | sqlx::Error::Protocol(_)
-        | sqlx::Error::PoolTimedOut
-        | sqlx::Error::WorkerCrashed => true,
+        sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_) | sqlx::Error::PoolTimedOut | sqlx::Error::WorkerCrashed => {
+            true
+        }
         sqlx::Error::Database(e) => e.code().is_some_and(|code| {
             // 08 connection, 40 rolled back (deadlock, serialisation), 53 resources, 57P admin shutdown or start-up, 25006 read-only replica, 55P03 lock
             code.starts_with("08")

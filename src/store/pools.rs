@@ -57,9 +57,7 @@ impl Store {
     /// Makes or changes a pool. Its slots follow the cap in the same transaction.
     pub async fn set_pool(&self, name: &str, change: &PoolChange) -> sqlx::Result<()> {
         let mut tx = self.pool.begin().await?;
-        sqlx::query!("INSERT INTO turnmill.pools (name) VALUES ($1) ON CONFLICT (name) DO NOTHING", name)
-            .execute(&mut *tx)
-            .await?;
+        sqlx::query!("INSERT INTO turnmill.pools (name) VALUES ($1) ON CONFLICT (name) DO NOTHING", name).execute(&mut *tx).await?;
         sqlx::query!(
             "UPDATE turnmill.pools SET
                cap = coalesce($2, cap), template = coalesce($3, template), agent = coalesce($4, agent),

@@ -108,12 +108,9 @@ impl Store {
             return Ok(Err(Fenced));
         }
         // Asked to cancel while it ran: it must not come back from the queue.
-        sqlx::query!(
-            "SELECT turnmill.cancel_turn(turn_id, reason) FROM turnmill.cancel_requests WHERE turn_id = $1",
-            job.turn_id
-        )
-        .fetch_optional(&mut *tx)
-        .await?;
+        sqlx::query!("SELECT turnmill.cancel_turn(turn_id, reason) FROM turnmill.cancel_requests WHERE turn_id = $1", job.turn_id)
+            .fetch_optional(&mut *tx)
+            .await?;
         tx.commit().await?;
         Ok(Ok(()))
     }

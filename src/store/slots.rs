@@ -120,8 +120,6 @@ impl Store {
 
     /// Slots that hold a sandbox or may, by pool; for the demo's and the tests' last line.
     pub async fn slots_held(&self) -> sqlx::Result<i64> {
-        sqlx::query_scalar!(r#"SELECT count(*) AS "n!" FROM turnmill.slots WHERE state <> 'free'"#)
-            .fetch_one(&self.pool)
-            .await
+        sqlx::query_scalar!(r#"SELECT count(*) AS "n!" FROM turnmill.slots WHERE state <> 'free'"#).fetch_one(&self.pool).await
     }
 }

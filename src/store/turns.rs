@@ -148,9 +148,7 @@ impl Store {
 
     /// Cancels by the same SQL function that everybody uses: `cancelled`, `cancelling`, or the status it has.
     pub async fn cancel(&self, turn_id: &str, reason: Option<&str>) -> sqlx::Result<String> {
-        sqlx::query_scalar!(r#"SELECT turnmill.cancel_turn($1, $2) AS "status!""#, turn_id, reason)
-            .fetch_one(&self.pool)
-            .await
+        sqlx::query_scalar!(r#"SELECT turnmill.cancel_turn($1, $2) AS "status!""#, turn_id, reason).fetch_one(&self.pool).await
     }
 
     /// One turn; `None`: no such id.

@@ -182,7 +182,13 @@ where
     F: Future<Output = sqlx::Result<T>>,
 {
     write
-        .retry(ExponentialBuilder::default().with_min_delay(Duration::from_millis(50)).with_max_delay(Duration::from_secs(1)).with_jitter().without_max_times())
+        .retry(
+            ExponentialBuilder::default()
+                .with_min_delay(Duration::from_millis(50))
+                .with_max_delay(Duration::from_secs(1))
+                .with_jitter()
+                .without_max_times(),
+        )
         .when(is_outage)
         .notify(|fault, pause| warn!(error = %fault, "The database is away; trying again in {pause:?}"))
         .await

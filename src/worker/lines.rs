@@ -81,10 +81,7 @@ mod tests {
 
     #[test]
     fn a_line_over_the_limit_is_counted_and_the_next_is_whole() {
-        assert_eq!(
-            split(3, &[b"12", b"34", b"5\nabc\n"]),
-            [(Line::TooLong(5), 6), (Line::Whole(b"abc".to_vec()), 10)]
-        );
+        assert_eq!(split(3, &[b"12", b"34", b"5\nabc\n"]), [(Line::TooLong(5), 6), (Line::Whole(b"abc".to_vec()), 10)]);
     }
 
     proptest! {

@@ -89,6 +89,11 @@ impl Worker {
         })
     }
 
+    /// Only renews the lease until `stop`: for a runtime with a handler of its own.
+    pub async fn keep_lease(self, stop: CancellationToken) {
+        lease::keep(self, stop).await;
+    }
+
     /// Runs until `stop`, then hands every turn over and returns within moments, whatever they do.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
         info!(worker.id = %self.id, fleet.id = %self.fleet_id, "Worker {} takes up to {} turns", self.id, self.config.worker.turns_max);

@@ -14,8 +14,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use apalis::prelude::{Data, Monitor, Task, TaskBuilder, TaskId, WorkerBuilder, WorkerContext};
-use apalis_core::backend::{Backend, BackendConfig};
 use apalis_core::backend::finalize::Ephemeral;
+use apalis_core::backend::{Backend, BackendConfig};
 use apalis_core::worker::event::Event;
 use apalis_core::worker::ext::event_listener::EventListenerExt as _;
 use apalis_core::worker::ext::parallelize::ParallelizeExt as _;
@@ -81,7 +81,11 @@ impl BackendConfig for TurnBackend {
 
 /// Claims turns for `worker` and runs `handler` on each, under a Monitor, until `stop`. Then returns as soon as
 /// the handlers have: they see their assignment's `era` end.
-pub async fn run<F>(worker: &Worker, stop: CancellationToken, handler: impl Fn(Assignment) -> F + Send + Sync + 'static) -> anyhow::Result<()>
+pub async fn run<F>(
+    worker: &Worker,
+    stop: CancellationToken,
+    handler: impl Fn(Assignment) -> F + Send + Sync + 'static,
+) -> anyhow::Result<()>
 where
     F: Future<Output = ()> + Send + 'static,
 {

@@ -55,11 +55,8 @@ pub(super) async fn start(worker: &Worker, job: &Claimed, sandbox: &Sandbox, lau
 }
 
 async fn create(worker: &Worker, job: &Claimed, held: &mut Held) -> Result<Result<e2b::Sandbox, Happened>, LetGo> {
-    let mut pauses = ExponentialBuilder::default()
-        .with_min_delay(Duration::from_millis(200))
-        .with_jitter()
-        .with_max_times(CREATE_TRIES - 1)
-        .build();
+    let mut pauses =
+        ExponentialBuilder::default().with_min_delay(Duration::from_millis(200)).with_jitter().with_max_times(CREATE_TRIES - 1).build();
     loop {
         // On disk before the call: from here on a sandbox may exist.
         persist(|| worker.store.create_asked(job)).await?;

@@ -100,7 +100,9 @@ pub(super) async fn release(worker: &Worker, slot: &Releasing) {
 }
 
 async fn kill(worker: &Worker, sandbox_id: &str) -> bool {
-    let killed = (|| worker.e2b.kill(sandbox_id)).retry(ExponentialBuilder::default().with_min_delay(Duration::from_millis(100)).with_jitter()).await;
+    let killed = (|| worker.e2b.kill(sandbox_id))
+        .retry(ExponentialBuilder::default().with_min_delay(Duration::from_millis(100)).with_jitter())
+        .await;
     if let Err(error) = &killed {
         warn!(sandbox.id = sandbox_id, %error, "Sandbox {sandbox_id} could not be killed yet");
     }
@@ -130,9 +132,7 @@ async fn search(worker: &Worker, slot: &Releasing, since: Duration) -> bool {
 async fn heal_pools(worker: &Worker) {
     let Ok(pools) = worker.store.pools_to_probe().await else { return };
     for pool in pools {
-        if worker.e2b.list(&[("turnmill_fleet", &*worker.fleet_id)]).await.is_ok()
-            && worker.store.unblock_pool(&pool).await.is_ok()
-        {
+        if worker.e2b.list(&[("turnmill_fleet", &*worker.fleet_id)]).await.is_ok() && worker.store.unblock_pool(&pool).await.is_ok() {
             info!(pool = %pool, "Pool {pool} is active again: E2B takes our key");
             worker.wake.notify_one();
         }

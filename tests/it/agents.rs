@@ -78,8 +78,14 @@ async fn the_prompt_reaches_the_agent_as_literal_text_on_its_input_and_options_a
     assert_eq!(all.fleet.ended(&turn.turn_id).await.status, "completed");
     let block = &all.fleet.blocks(&turn.turn_id).await[0][1];
     assert_eq!(block["parameters"]["message"]["content"], json!([{ "type": "text", "text": prompt }]));
-    assert_eq!((&block["parameters"]["client_composed"], &block["parameters"]["uuid"]), (&json!(true), &json!(all.fleet.message_uuid(&turn.turn_id).await)));
+    assert_eq!(
+        (&block["parameters"]["client_composed"], &block["parameters"]["uuid"]),
+        (&json!(true), &json!(all.fleet.message_uuid(&turn.turn_id).await))
+    );
     let flags = block["tool_name"].as_str().unwrap();
-    assert!(flags.starts_with("--session-id=") && flags.contains("--model=some model; rm -rf /") && flags.contains("--max-turns=3"), "{flags}");
+    assert!(
+        flags.starts_with("--session-id=") && flags.contains("--model=some model; rm -rf /") && flags.contains("--max-turns=3"),
+        "{flags}"
+    );
     all.stop().await;
 }

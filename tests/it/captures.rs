@@ -9,9 +9,22 @@ use turnmill::agent::{Exit, Fold, Verdict, mock};
 
 /// Exit codes of the captured processes that did not end with 0.
 const STATUS: [(&str, i32); 16] = [
-    ("err-conn-refused", 1), ("err-e400_credit", 1), ("err-e401", 1), ("err-e404", 1), ("err-e429", 1), ("err-e529", 1), ("max_tokens", 1),
-    ("maxbudget", 1), ("maxturns", 1), ("refusal", 1), ("retry2-e529", 1), ("sess-7-resume-unknown", 1), ("uv-1-e529", 1),
-    ("sig-SIGKILL-tool", 137), ("sig-SIGTERM-tool", 143), ("rit-slow_tool-1-killed", 137),
+    ("err-conn-refused", 1),
+    ("err-e400_credit", 1),
+    ("err-e401", 1),
+    ("err-e404", 1),
+    ("err-e429", 1),
+    ("err-e529", 1),
+    ("max_tokens", 1),
+    ("maxbudget", 1),
+    ("maxturns", 1),
+    ("refusal", 1),
+    ("retry2-e529", 1),
+    ("sess-7-resume-unknown", 1),
+    ("uv-1-e529", 1),
+    ("sig-SIGKILL-tool", 137),
+    ("sig-SIGTERM-tool", 143),
+    ("rit-slow_tool-1-killed", 137),
 ];
 
 fn captures() -> Vec<(String, Vec<u8>)> {
@@ -51,17 +64,24 @@ fn every_capture_gives_the_blocks_and_the_outcome_that_a_reader_would_expect() {
         let outcome = fold.outcome(&exit(&name));
         let verdict = match &outcome.verdict {
             Verdict::Completed => json!("completed"),
-            Verdict::Failed(failure) => json!({ "code": failure.code.as_str(), "retryable": failure.retryable, "message": failure.message }),
+            Verdict::Failed(failure) => {
+                json!({ "code": failure.code.as_str(), "retryable": failure.retryable, "message": failure.message })
+            }
         };
         let open = fold.dangling("lost").len();
-        assert_json_snapshot!(name, shortened(json!({ "blocks": blocks, "verdict": verdict, "cost_usd": outcome.cost_usd, "open_calls": open })));
+        assert_json_snapshot!(
+            name,
+            shortened(json!({ "blocks": blocks, "verdict": verdict, "cost_usd": outcome.cost_usd, "open_calls": open }))
+        );
     }
 }
 
 /// Long texts as their start and length, so that a snapshot can be read.
 fn shortened(value: Value) -> Value {
     match value {
-        Value::String(text) if text.chars().count() > 200 => json!(format!("{}… ({} characters)", text.chars().take(160).collect::<String>(), text.chars().count())),
+        Value::String(text) if text.chars().count() > 200 => {
+            json!(format!("{}… ({} characters)", text.chars().take(160).collect::<String>(), text.chars().count()))
+        }
         Value::Array(all) => all.into_iter().map(shortened).collect(),
         Value::Object(all) => all.into_iter().map(|(key, value)| (key, shortened(value))).collect(),
         other => other,
@@ -101,7 +121,8 @@ fn flat_events_of_the_original_proposal_are_blocks_too() {
         r#"{"type":"tool_result","tool_use_id":"t2","result":null,"error":"no such file"}"#,
     ];
     let mut fold = Fold::new(None);
-    let blocks: Vec<_> = lines.iter().flat_map(|line| fold.line(line.as_bytes())).map(|block| json!([block.kind.as_str(), block.content])).collect();
+    let blocks: Vec<_> =
+        lines.iter().flat_map(|line| fold.line(line.as_bytes())).map(|block| json!([block.kind.as_str(), block.content])).collect();
     assert_eq!(
         blocks,
         [

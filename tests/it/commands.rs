@@ -41,7 +41,11 @@ fn interrupt(child: &Child) {
 async fn what_is_wrong_with_the_database_is_said_with_what_to_do(pool: PgPool) {
     fails(&mut turnmill(&["turns"]), &["no database: set DATABASE_URL, or start one with everything else: turnmill dev"]).await;
     fails(turnmill(&["turns"]).env("DATABASE_URL", "not a url"), &["DATABASE_URL is not a Postgres URL; it looks like postgres://"]).await;
-    fails(turnmill(&["turns"]).env("DATABASE_URL", "postgres://nobody@127.0.0.1:1/shop"), &["can't reach Postgres at 127.0.0.1:1/shop; check DATABASE_URL"]).await;
+    fails(
+        turnmill(&["turns"]).env("DATABASE_URL", "postgres://nobody@127.0.0.1:1/shop"),
+        &["can't reach Postgres at 127.0.0.1:1/shop; check DATABASE_URL"],
+    )
+    .await;
     fails(&mut turnmill(&["worker"]), &["DATABASE_URL is not set"]).await;
 
     let url = pool.connect_options().to_url_lossy().to_string();
@@ -67,7 +71,9 @@ async fn unknown_settings_are_errors_not_silence() {
 async fn every_command_has_a_help_that_says_what_it_is_for() {
     let top = said(&turnmill(&["--help"]).output().await.unwrap());
     assert!(top.contains("turnmill dev") && top.contains("enqueue_turn"), "{top}");
-    for command in ["dev", "enqueue", "watch", "turns", "cancel", "worker", "local", "migrate", "pool", "fleet", "doctor", "agent", "demo", "bench"] {
+    for command in
+        ["dev", "enqueue", "watch", "turns", "cancel", "worker", "local", "migrate", "pool", "fleet", "doctor", "agent", "demo", "bench"]
+    {
         let output = turnmill(&[command, "--help"]).output().await.unwrap();
         assert!(output.status.success() && said(&output).lines().next().unwrap().len() > 10, "{command}: {}", said(&output));
         assert!(top.contains(&format!("  {command} ")), "{command} is in the top help");
@@ -104,7 +110,8 @@ async fn a_turn_is_enqueued_watched_listed_and_cancelled(pool: PgPool) {
     assert_eq!((ended.status.code(), said(&ended).contains("cancelled: cancelled: no more")), (Some(1), true), "{}", said(&ended));
 
     fails(turnmill(&["watch", "nope"]).env("DATABASE_URL", &url), &["there is no turn \"nope\""]).await;
-    fails(turnmill(&["enqueue", "x", "--pool", "nope"]).env("DATABASE_URL", &url), &["there is no pool \"nope\"", "turnmill pool set"]).await;
+    fails(turnmill(&["enqueue", "x", "--pool", "nope"]).env("DATABASE_URL", &url), &["there is no pool \"nope\"", "turnmill pool set"])
+        .await;
     fails(turnmill(&["enqueue", ""]).env("DATABASE_URL", &url), &["the prompt is empty"]).await;
     all.stop().await;
 }
@@ -141,7 +148,10 @@ async fn the_stand_in_agent_stops_at_sigint_as_the_real_one_does() {
     while let Some(line) = lines.next_line().await.unwrap() {
         last = serde_json::from_str(&line).unwrap();
     }
-    assert_eq!((last["type"].as_str(), last["terminal_reason"].as_str(), last["user_message_uuid"].as_str()), (Some("result"), Some("aborted_streaming"), Some("u1")));
+    assert_eq!(
+        (last["type"].as_str(), last["terminal_reason"].as_str(), last["user_message_uuid"].as_str()),
+        (Some("result"), Some("aborted_streaming"), Some("u1"))
+    );
     assert!(agent.wait().await.unwrap().success(), "exit code 0, as the real one");
 }
 
@@ -151,7 +161,8 @@ async fn nothing_is_left(place: &Path) {
     until("no process is left", || async {
         let processes = std::fs::read_dir("/proc").unwrap().flatten();
         let left = processes.filter(|entry| {
-            std::fs::read(entry.path().join("environ")).is_ok_and(|environ| environ.split(|&byte| byte == 0).any(|variable| variable == mark.as_bytes()))
+            std::fs::read(entry.path().join("environ"))
+                .is_ok_and(|environ| environ.split(|&byte| byte == 0).any(|variable| variable == mark.as_bytes()))
         });
         (left.count() == 0).then_some(())
     })
@@ -187,7 +198,14 @@ async fn the_demo_keeps_what_it_promises_and_leaves_nothing_behind() {
     let demo = turnmill(&["demo"]).env("TMPDIR", place.path()).output().await.unwrap();
     let text = said(&demo);
     assert!(demo.status.success(), "{text}");
-    for words in ["✗ kill -9", "✓ killed at byte", "✓ adopted               by", "51, 0 lost, 0 doubled", "✓ agent starts          1", "✓ live sandboxes left   0"] {
+    for words in [
+        "✗ kill -9",
+        "✓ killed at byte",
+        "✓ adopted               by",
+        "51, 0 lost, 0 doubled",
+        "✓ agent starts          1",
+        "✓ live sandboxes left   0",
+    ] {
         assert!(text.contains(words), "expected {words:?} in: {text}");
     }
     nothing_is_left(place.path()).await;

@@ -24,7 +24,12 @@ const TURN_MS: u64 = 1500;
 /// Our own worker as a process, with a short lease.
 fn worker(database_url: &str, e2b_url: &str) -> Child {
     let mut command = Command::new(TURNMILL);
-    command.arg("worker").env("DATABASE_URL", database_url).env("E2B_API_URL", e2b_url).env("E2B_SANDBOX_URL", e2b_url).env("E2B_API_KEY", "local");
+    command
+        .arg("worker")
+        .env("DATABASE_URL", database_url)
+        .env("E2B_API_URL", e2b_url)
+        .env("E2B_SANDBOX_URL", e2b_url)
+        .env("E2B_API_KEY", "local");
     command.env("TURNMILL_WORKER__LEASE", "2s").env("TURNMILL_WORKER__HEARTBEAT", "300ms").env("TURNMILL_WORKER__POLL", "100ms");
     command.kill_on_drop(true).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }
@@ -34,7 +39,8 @@ async fn strike_in_the_middle<F: Future<Output = ()>>(fleet: &Fleet, strike: imp
     let enqueue = |_| async {
         sleep(Duration::from_millis(rand::random_range(0..TURN_MS))).await;
         // The database may be the one that is away.
-        let turn = turnmill::store::Enqueue { prompt: mock(STEADY), project_id: Some("p1".to_owned()), ..turnmill::store::Enqueue::default() };
+        let turn =
+            turnmill::store::Enqueue { prompt: mock(STEADY), project_id: Some("p1".to_owned()), ..turnmill::store::Enqueue::default() };
         until("it is enqueued", || async { fleet.store.enqueue(&turn).await.ok() }).await.turn_id
     };
     let striking = async {

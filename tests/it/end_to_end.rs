@@ -28,7 +28,10 @@ async fn an_answer_comes_as_ordered_blocks_and_one_terminal_status(pool: PgPool)
     assert_eq!((ended.status.as_str(), ended.attempt, ended.generation, ended.error_code), ("completed", 1, 1, None));
     let blocks = all.fleet.blocks(&turn.turn_id).await;
     let text = |block: &Value| block[1]["text"].as_str().or(block[1]["result"].as_str()).map(str::to_owned);
-    assert_eq!(blocks.iter().map(|block| block[0].as_str().unwrap()).collect::<Vec<_>>(), ["thinking", "content", "tool_use", "tool_result", "content"]);
+    assert_eq!(
+        blocks.iter().map(|block| block[0].as_str().unwrap()).collect::<Vec<_>>(),
+        ["thinking", "content", "tool_use", "tool_result", "content"]
+    );
     assert_eq!(text(&blocks[0]).as_deref(), Some("分析用户需求..."));
     assert_eq!(text(&blocks[3]).as_deref(), Some("File content..."));
     assert_eq!(ended.cost_usd, Some(0.0001));
@@ -54,7 +57,11 @@ async fn blocks_are_there_while_the_agent_still_works(pool: PgPool) {
 async fn an_agent_that_ignores_its_signals_is_killed(pool: PgPool) {
     let all = Running::with(pool, |config| config.worker.stop_grace = Duration::from_millis(200)).await;
     let deaf = ["bash", "-c", "trap '' INT TERM; echo '{\"type\":\"content\",\"content\":\"deaf\"}'; while :; do sleep 1; done"];
-    all.fleet.store.set_pool("default", &PoolChange { agent: Some(deaf.map(str::to_owned).to_vec()), ..PoolChange::default() }).await.unwrap();
+    all.fleet
+        .store
+        .set_pool("default", &PoolChange { agent: Some(deaf.map(str::to_owned).to_vec()), ..PoolChange::default() })
+        .await
+        .unwrap();
     let turn = all.fleet.enqueue("x").await;
     all.fleet.has_blocks(&turn.turn_id, 1).await;
     all.fleet.store.cancel(&turn.turn_id, None).await.unwrap();
@@ -101,7 +108,9 @@ async fn a_create_whose_answer_is_lost_makes_one_sandbox_and_a_refused_one_is_tr
     assert_eq!(all.e2b.acts("create").await.len(), 1);
 
     // More than one claim's own tries: it goes back into the queue.
-    all.e2b.faults(json!([{ "on": "create", "times": 4, "status": 503, "error_code": "sandbox_capacity_unavailable", "message": "no room" }])).await;
+    all.e2b
+        .faults(json!([{ "on": "create", "times": 4, "status": 503, "error_code": "sandbox_capacity_unavailable", "message": "no room" }]))
+        .await;
     let second = all.fleet.enqueue("/mock noop").await;
     assert_eq!(all.fleet.ended(&second.turn_id).await.status, "completed");
     assert_eq!(all.fleet.taken(&second.turn_id).await, ["claimed", "claimed"]);
@@ -112,7 +121,11 @@ async fn a_create_whose_answer_is_lost_makes_one_sandbox_and_a_refused_one_is_tr
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
 async fn start_ups_that_never_work_fail_the_turn_after_the_last_try_and_say_why(pool: PgPool) {
     let all = Running::with(pool, |config| config.retry.startup_tries = 2).await;
-    all.e2b.faults(json!([{ "on": "create", "times": 100, "status": 503, "error_code": "sandbox_capacity_unavailable", "message": "no room" }])).await;
+    all.e2b
+        .faults(
+            json!([{ "on": "create", "times": 100, "status": 503, "error_code": "sandbox_capacity_unavailable", "message": "no room" }]),
+        )
+        .await;
     let turn = all.fleet.enqueue("/mock noop").await;
     let ended = all.fleet.ended(&turn.turn_id).await;
     assert_eq!(ended.error_code.as_deref(), Some("sandbox_start_failed"));
@@ -137,7 +150,8 @@ async fn a_refused_key_blocks_the_pool_and_its_turns_wait_until_it_heals(pool: P
     let all = Running::start(pool).await;
     all.e2b.faults(json!([{ "on": "create", "status": 401, "message": "Invalid API key" }])).await;
     let turn = all.fleet.enqueue("/mock noop").await;
-    let waits = until("the pool is blocked", || async { all.fleet.turn(&turn.turn_id).await.waits_for.filter(|why| why == "pool_blocked") }).await;
+    let waits =
+        until("the pool is blocked", || async { all.fleet.turn(&turn.turn_id).await.waits_for.filter(|why| why == "pool_blocked") }).await;
     assert_eq!(waits, "pool_blocked");
     all.fleet.sql("UPDATE turnmill.pools SET state_at = clock_timestamp() - interval '1 minute' WHERE name = $1", "default").await;
     assert_eq!(all.fleet.ended(&turn.turn_id).await.status, "completed", "it failed for nobody");
@@ -157,7 +171,11 @@ async fn a_sandbox_that_vanishes_starts_the_turn_over_once_and_then_fails_it(poo
             .await;
             let found = all.e2b.acts("create").await;
             let newest = found.iter().rfind(|act| act["detail"]["metadata"]["turnmill_turn"] == turn.turn_id.as_str()).unwrap();
-            reqwest::Client::new().delete(format!("{}/_local/sandboxes/{}", all.e2b.url, newest["sandbox"].as_str().unwrap())).send().await.unwrap();
+            reqwest::Client::new()
+                .delete(format!("{}/_local/sandboxes/{}", all.e2b.url, newest["sandbox"].as_str().unwrap()))
+                .send()
+                .await
+                .unwrap();
         }
     }
     let failed = all.fleet.ended(&doomed.turn_id).await;

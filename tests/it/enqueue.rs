@@ -49,7 +49,8 @@ async fn the_same_key_and_body_is_the_same_turn_and_another_body_is_an_error(poo
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
 async fn racing_enqueues_with_one_key_make_one_turn(pool: PgPool) {
     let fleet = Fleet::new(pool);
-    let turn = Enqueue { prompt: "hi".to_owned(), project_id: Some("p1".to_owned()), idempotency_key: Some("k".to_owned()), ..Enqueue::default() };
+    let turn =
+        Enqueue { prompt: "hi".to_owned(), project_id: Some("p1".to_owned()), idempotency_key: Some("k".to_owned()), ..Enqueue::default() };
     let receipts = futures::future::join_all((0..8).map(|_| fleet.store.enqueue(&turn))).await;
     let receipts: Vec<_> = receipts.into_iter().map(Result::unwrap).collect();
     assert!(receipts.iter().all(|receipt| receipt.turn_id == receipts[0].turn_id));
@@ -63,16 +64,31 @@ async fn bad_input_is_refused_with_what_to_do_and_leaves_nothing(pool: PgPool) {
     let fleet = Fleet::new(pool);
     fleet.enqueue_in("hi", Some("sess_1")).await;
     let cases: [(&str, &str); 12] = [
-        ("SELECT turnmill.enqueue_turn('x', project_id => 'p1', pool => 'nope')", "TM404 there is no pool \"nope\" | Pools are: default. Make one with: turnmill pool set"),
-        ("SELECT turnmill.enqueue_turn('x', project_id => 'p2', session_id => 'sess_1')", "TM409 session \"sess_1\" belongs to another project |"),
+        (
+            "SELECT turnmill.enqueue_turn('x', project_id => 'p1', pool => 'nope')",
+            "TM404 there is no pool \"nope\" | Pools are: default. Make one with: turnmill pool set",
+        ),
+        (
+            "SELECT turnmill.enqueue_turn('x', project_id => 'p2', session_id => 'sess_1')",
+            "TM409 session \"sess_1\" belongs to another project |",
+        ),
         ("SELECT turnmill.enqueue_turn('', project_id => 'p1')", "TM400 the prompt is empty |"),
         ("SELECT turnmill.enqueue_turn(E' \\n\\t', project_id => 'p1')", "TM400 the prompt is empty |"),
         ("SELECT turnmill.enqueue_turn(NULL, project_id => 'p1')", "TM400 the prompt is empty |"),
-        ("SELECT turnmill.enqueue_turn(repeat('x', 1048577), project_id => 'p1')", "TM400 the prompt has 1048577 bytes, more than the limit of 1048576 |"),
+        (
+            "SELECT turnmill.enqueue_turn(repeat('x', 1048577), project_id => 'p1')",
+            "TM400 the prompt has 1048577 bytes, more than the limit of 1048576 |",
+        ),
         ("SELECT turnmill.enqueue_turn('x')", "TM400 session \"(new)\" does not exist | To start a new session say which project"),
         ("SELECT turnmill.enqueue_turn('x', session_id => 'nope')", "TM400 session \"nope\" does not exist |"),
-        ("SELECT turnmill.enqueue_turn('x', project_id => 'p1', options => '{\"rm\": \"-rf\"}')", "TM400 option \"rm\" is not allowed in pool \"default\" | Allowed are: model"),
-        ("SELECT turnmill.enqueue_turn('x', project_id => 'p1', options => '{\"model\": [1]}')", "TM400 option \"model\" is neither a text nor a number"),
+        (
+            "SELECT turnmill.enqueue_turn('x', project_id => 'p1', options => '{\"rm\": \"-rf\"}')",
+            "TM400 option \"rm\" is not allowed in pool \"default\" | Allowed are: model",
+        ),
+        (
+            "SELECT turnmill.enqueue_turn('x', project_id => 'p1', options => '{\"model\": [1]}')",
+            "TM400 option \"model\" is neither a text nor a number",
+        ),
         ("SELECT turnmill.enqueue_turn('x', project_id => 'p1', options => '[]')", "TM400 options is not a JSON object |"),
         ("SELECT turnmill.cancel_turn('nope')", "TM404 there is no turn \"nope\" |"),
     ];
@@ -86,7 +102,10 @@ async fn bad_input_is_refused_with_what_to_do_and_leaves_nothing(pool: PgPool) {
         assert!(refused.starts_with("TM409 there is already a turn \"t1\" |"), "{refused}");
     }
     let (turns, sessions): (i64, i64) =
-        sqlx::query_as("SELECT (SELECT count(*) FROM turnmill.turns), (SELECT count(*) FROM turnmill.sessions)").fetch_one(&fleet.pool).await.unwrap();
+        sqlx::query_as("SELECT (SELECT count(*) FROM turnmill.turns), (SELECT count(*) FROM turnmill.sessions)")
+            .fetch_one(&fleet.pool)
+            .await
+            .unwrap();
     assert_eq!((turns, sessions), (2, 2), "the two good ones");
 }
 
@@ -137,7 +156,9 @@ async fn a_caller_that_dawdles_over_its_commit_holds_up_no_worker(pool: PgPool) 
     sqlx::query("SELECT turnmill.enqueue_turn('2', session_id => 's')").execute(&mut *tx).await.unwrap();
     sqlx::query("SELECT turnmill.cancel_turn($1)").bind(&job.turn_id).execute(&mut *tx).await.unwrap();
     // With both open: the worker ends the turn, and the session goes on when the caller commits.
-    tokio::time::timeout(std::time::Duration::from_secs(5), settle_and_free(&fleet.store, &job, Ending::Completed)).await.expect("nothing is locked");
+    tokio::time::timeout(std::time::Duration::from_secs(5), settle_and_free(&fleet.store, &job, Ending::Completed))
+        .await
+        .expect("nothing is locked");
     tx.commit().await.unwrap();
     fleet.store.tidy().await.unwrap();
     assert_eq!(worker.claim_one().await.ordinal, 2);

@@ -31,7 +31,11 @@ async fn a_worker_that_lost_its_lease_can_write_nothing(pool: PgPool) {
     assert_eq!(store.slot_freed(stale.slot_id, stale.epoch).await.unwrap(), Err(Fenced));
 
     assert_eq!(append(store, current.append_of(10, 20, &["two"])).await, Answer::Done);
-    store.settle(&current, &turnmill::store::Settle { journal_offset: 20, ..ending(Ending::Completed) }, Duration::ZERO).await.unwrap().unwrap();
+    store
+        .settle(&current, &turnmill::store::Settle { journal_offset: 20, ..ending(Ending::Completed) }, Duration::ZERO)
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(fleet.turn(&turn.turn_id).await.status, "completed");
     assert_eq!(fleet.blocks(&turn.turn_id).await.len(), 2);
 }

@@ -290,8 +290,8 @@ pub fn client(url: &str) -> e2b::Client {
 /// Quick enough for tests, in the same proportions as the defaults.
 pub fn config(e2b_url: &str) -> Config {
     let mut config = Config::load(None).unwrap();
-    config.e2b.api_url = e2b_url.to_owned();
-    config.e2b.sandbox_url = e2b_url.to_owned();
+    e2b_url.clone_into(&mut config.e2b.api_url);
+    e2b_url.clone_into(&mut config.e2b.sandbox_url);
     config.e2b.api_key = "local".into();
     config.worker.lease = Duration::from_secs(3);
     config.worker.heartbeat = Duration::from_millis(500);
@@ -304,7 +304,12 @@ pub fn config(e2b_url: &str) -> Config {
 /// The pool `default` runs the stand-in agent and notes its starts.
 pub async fn use_mock(store: &Store, ledger: &Path) {
     let agent = ["turnmill", "agent", "mock"].map(str::to_owned).to_vec();
-    let change = PoolChange { cap: Some(4), agent: Some(agent), agent_env: Some(json!({ "TURNMILL_MOCK_LEDGER": ledger })), ..PoolChange::default() };
+    let change = PoolChange {
+        cap: Some(4),
+        agent: Some(agent),
+        agent_env: Some(json!({ "TURNMILL_MOCK_LEDGER": ledger })),
+        ..PoolChange::default()
+    };
     store.set_pool("default", &change).await.unwrap();
 }
 

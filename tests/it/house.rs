@@ -35,13 +35,18 @@ fn sql_is_in_the_store_only() {
 
 #[test]
 fn one_file_names_the_worker_runtime() {
-    let names: Vec<_> = files(&root().join("src/worker"), ".rs").into_iter().filter(|(_, text)| text.contains("apalis::") || text.contains("apalis_core::")).map(|(name, _)| name).collect();
+    let names: Vec<_> = files(&root().join("src/worker"), ".rs")
+        .into_iter()
+        .filter(|(_, text)| text.contains("apalis::") || text.contains("apalis_core::"))
+        .map(|(name, _)| name)
+        .collect();
     assert_eq!(names, ["src/worker/runtime.rs"]);
 }
 
 #[test]
 fn every_file_fits_a_mind() {
-    let long: Vec<_> = files(&root().join("src"), ".rs").into_iter().filter(|(_, text)| text.lines().count() > 420).map(|(name, _)| name).collect();
+    let long: Vec<_> =
+        files(&root().join("src"), ".rs").into_iter().filter(|(_, text)| text.lines().count() > 420).map(|(name, _)| name).collect();
     assert!(long.is_empty(), "split these: {long:?}");
 }
 
@@ -62,7 +67,8 @@ fn every_guarantee_of_the_readme_names_a_test_that_exists() {
     let mut named = 0;
     for name in guarantees.split('`').filter(|word| word.contains("::") && !word.contains(' ')) {
         let (file, function) = name.split_once("::").unwrap();
-        let (_, text) = tests.iter().find(|(path, _)| *path == format!("tests/it/{file}.rs")).unwrap_or_else(|| panic!("{name}: no such file"));
+        let (_, text) =
+            tests.iter().find(|(path, _)| *path == format!("tests/it/{file}.rs")).unwrap_or_else(|| panic!("{name}: no such file"));
         assert!(text.contains(&format!("fn {function}(")), "{name} is in no file");
         named += 1;
     }

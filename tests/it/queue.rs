@@ -116,7 +116,8 @@ async fn concurrent_enqueues_cancels_and_settles_never_leave_a_session_stuck(poo
             }
         }
     };
-    let ((), ordinals) = tokio::time::timeout(crate::harness::PATIENCE, async { tokio::join!(enqueues, runs) }).await.expect("the session goes on");
+    let ((), ordinals) =
+        tokio::time::timeout(crate::harness::PATIENCE, async { tokio::join!(enqueues, runs) }).await.expect("the session goes on");
     assert!(ordinals.is_sorted(), "{ordinals:?}");
 }
 

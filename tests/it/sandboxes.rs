@@ -24,7 +24,14 @@ async fn create(client: &Client, nonce: &str) -> Sandbox {
 }
 
 fn bash(script: &str) -> Command {
-    Command { cmd: "/bin/bash".to_owned(), args: vec!["-c".to_owned(), script.to_owned()], envs: BTreeMap::new(), cwd: None, user: "user".to_owned(), tag: None }
+    Command {
+        cmd: "/bin/bash".to_owned(),
+        args: vec!["-c".to_owned(), script.to_owned()],
+        envs: BTreeMap::new(),
+        cwd: None,
+        user: "user".to_owned(),
+        tag: None,
+    }
 }
 
 async fn run(client: &Client, sandbox: &Sandbox, script: &str) -> (String, String, i32) {
@@ -235,7 +242,10 @@ async fn sandboxes_and_their_processes_outlive_a_server_that_is_killed() {
     until("the server is back", up).await;
 
     assert_eq!(create(&client, "n1").await.id, sandbox.id, "it knows the key");
-    let note = until("the process went on", || async { client.envd(&sandbox).download("/home/user/note", "user", 0..100, SOON).await.ok().filter(|note| !note.is_empty()) }).await;
+    let note = until("the process went on", || async {
+        client.envd(&sandbox).download("/home/user/note", "user", 0..100, SOON).await.ok().filter(|note| !note.is_empty())
+    })
+    .await;
     assert_eq!(note, "survived\n");
     client.kill(&sandbox.id).await.unwrap();
     second.kill().await.unwrap();

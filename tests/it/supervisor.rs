@@ -118,7 +118,13 @@ fn nobody_acts_under_a_lower_epoch_than_the_highest_seen() {
     let sandbox = Box::new();
     sandbox.start(5, "sleep 60");
     assert_eq!(sandbox.ask(6, "probe", &[])["state"], "alive");
-    for (verb, args) in [("start", &["--input", "/input.jsonl", "--", "true"][..]), ("probe", &[]), ("signal", &["KILL"]), ("finish", &[]), ("follow", &["--offset", "0"])] {
+    for (verb, args) in [
+        ("start", &["--input", "/input.jsonl", "--", "true"][..]),
+        ("probe", &[]),
+        ("signal", &["KILL"]),
+        ("finish", &[]),
+        ("follow", &["--offset", "0"]),
+    ] {
         let output = sandbox.run(5, verb, args);
         assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(75), &b"{\"state\":\"fenced\"}\n"[..]), "{verb}");
     }
@@ -213,7 +219,10 @@ fn an_agent_that_prints_without_end_is_stopped_before_it_fills_the_disk() {
 #[test]
 fn the_agent_runs_as_its_own_user_in_its_home_and_sees_nothing_of_the_supervisor() {
     let sandbox = Box::new();
-    sandbox.start(1, r#"echo "$(id -u) $PWD ${TURNMILL_ROOT:-none} $HOME"; echo x >> /proc/self/fd/1/../../attempt-1/exit.json 2>/dev/null || true"#);
+    sandbox.start(
+        1,
+        r#"echo "$(id -u) $PWD ${TURNMILL_ROOT:-none} $HOME"; echo x >> /proc/self/fd/1/../../attempt-1/exit.json 2>/dev/null || true"#,
+    );
     sandbox.wait_for("exited");
     let journal = std::fs::read_to_string(sandbox.attempt().join("journal.jsonl")).unwrap();
     if let Some(uid) = sandbox.uid {

@@ -57,7 +57,8 @@ fn prepare(args: impl Iterator<Item = OsString>) -> anyhow::Result<(Script, Mess
     let mut input = Vec::new();
     std::io::stdin().read_to_end(&mut input)?;
     let first = input.split(|&byte| byte == b'\n').next().unwrap_or_default();
-    let event: Value = serde_json::from_slice(first).map_err(|error| anyhow::anyhow!("Error: Input must be one JSON message a line: {error}"))?;
+    let event: Value =
+        serde_json::from_slice(first).map_err(|error| anyhow::anyhow!("Error: Input must be one JSON message a line: {error}"))?;
     let prompt = event["message"]["content"][0]["text"].as_str().or_else(|| event["message"]["content"].as_str()).unwrap_or_default();
     let given = args.filter_map(|arg| arg.into_string().ok()).find_map(|arg| arg.strip_prefix("--script=").map(str::to_owned));
     let name = given

@@ -107,28 +107,51 @@ fn named(name: &str) -> Option<Script> {
     let text = |text: &str| Step::Text(text.to_owned());
     match name {
         // The five blocks of the original proposal.
-        "default" => script(500, vec![
-            Step::Thinking("分析用户需求...".to_owned()),
-            text("理解了，我来帮您..."),
-            tool("read_file", json!({}), "File content..."),
-            text("已完成任务。"),
-        ]),
+        "default" => script(
+            500,
+            vec![
+                Step::Thinking("分析用户需求...".to_owned()),
+                text("理解了，我来帮您..."),
+                tool("read_file", json!({}), "File content..."),
+                text("已完成任务。"),
+            ],
+        ),
         "noop" => script(0, vec![text("Done.")]),
-        "tools" => script(100, vec![
-            text("Let me look."),
-            tool("Bash", json!({ "command": "ls" }), "Cargo.toml\nsrc"),
-            Step::Tool(Tool { name: "Read".to_owned(), input: json!({ "file_path": "/nope" }), result: Some("File does not exist.".into()), failed: true }),
-            tool("Grep", json!({ "pattern": "fn main" }), "src/main.rs:9:fn main() -> ExitCode {"),
-            text("There is one `main`."),
-        ]),
+        "tools" => script(
+            100,
+            vec![
+                text("Let me look."),
+                tool("Bash", json!({ "command": "ls" }), "Cargo.toml\nsrc"),
+                Step::Tool(Tool {
+                    name: "Read".to_owned(),
+                    input: json!({ "file_path": "/nope" }),
+                    result: Some("File does not exist.".into()),
+                    failed: true,
+                }),
+                tool("Grep", json!({ "pattern": "fn main" }), "src/main.rs:9:fn main() -> ExitCode {"),
+                text("There is one `main`."),
+            ],
+        ),
         "long" => script(250, long()),
-        "api-error" => script(100, vec![
-            text("Starting."),
-            Step::ApiError(ApiError { error: "overloaded".to_owned(), status: 529, message: "API Error: 529 Overloaded".to_owned() }),
-        ]),
-        "hang" => script(100, vec![text("I will be right back."), Step::Tool(Tool { name: "Bash".to_owned(), input: json!({ "command": "sleep infinity" }), result: None, failed: false }), Step::Hang]),
+        "api-error" => script(
+            100,
+            vec![
+                text("Starting."),
+                Step::ApiError(ApiError { error: "overloaded".to_owned(), status: 529, message: "API Error: 529 Overloaded".to_owned() }),
+            ],
+        ),
+        "hang" => script(
+            100,
+            vec![
+                text("I will be right back."),
+                Step::Tool(Tool { name: "Bash".to_owned(), input: json!({ "command": "sleep infinity" }), result: None, failed: false }),
+                Step::Hang,
+            ],
+        ),
         "crash" => script(100, vec![text("So far, so good."), Step::Exit(139)]),
-        "garbage" => script(0, vec![Step::Raw("Welcome to some other program!".to_owned()), Step::Raw("Press any key".to_owned()), Step::Exit(0)]),
+        "garbage" => {
+            script(0, vec![Step::Raw("Welcome to some other program!".to_owned()), Step::Raw("Press any key".to_owned()), Step::Exit(0)])
+        }
         "hostile" => script(0, hostile()),
         _ => None,
     }
@@ -141,7 +164,11 @@ fn tool(name: &str, input: Value, result: &str) -> Step {
 /// A quarter of a minute of plausible work.
 fn long() -> Vec<Step> {
     let work = [
-        ("src/session.rs", "expires_at is compared with the local clock", "The token's expiry is read as local time, but it is written as UTC."),
+        (
+            "src/session.rs",
+            "expires_at is compared with the local clock",
+            "The token's expiry is read as local time, but it is written as UTC.",
+        ),
         ("src/login.rs", "fn renew(token: &Token) -> Result<Token>", "`renew` is only called when the page is loaded, never on a 401."),
         ("src/clock.rs", "pub fn now() -> DateTime<Local>", "There it is: `Local` where everybody else has `Utc`."),
         ("tests/login.rs", "#[test] fn an_expired_token_is_renewed()", "The test passes only because CI runs in UTC."),

@@ -43,7 +43,9 @@ impl Speech {
                 let mut said = vec![self.assistant(&json!({ "type": "tool_use", "id": id, "name": tool.name, "input": tool.input }))];
                 if let Some(result) = &tool.result {
                     let part = json!({ "type": "tool_result", "tool_use_id": id, "content": result, "is_error": tool.failed });
-                    said.push(self.event(json!({ "type": "user", "message": { "role": "user", "content": [part] }, "parent_tool_use_id": null })));
+                    said.push(
+                        self.event(json!({ "type": "user", "message": { "role": "user", "content": [part] }, "parent_tool_use_id": null })),
+                    );
                 }
                 said
             }
@@ -84,7 +86,8 @@ impl Speech {
     }
 
     fn api_error(&mut self, error: &str, status: u16, message: &str) -> Act {
-        let retry = json!({ "type": "system", "subtype": "api_retry", "attempt": 1, "max_retries": 1, "error_status": status, "error": error });
+        let retry =
+            json!({ "type": "system", "subtype": "api_retry", "attempt": 1, "max_retries": 1, "error_status": status, "error": error });
         let words = json!({
             "type": "assistant", "error": error, "is_api_error_message": true, "api_error_status": status, "parent_tool_use_id": null,
             "message": { "role": "assistant", "model": "<synthetic>", "content": [{ "type": "text", "text": message }] },

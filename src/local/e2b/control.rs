@@ -76,7 +76,9 @@ fn created(app: &App, request: &Value, key: Option<String>, timeout_s: i64) -> R
         _ => return fault(StatusCode::BAD_REQUEST, "timeout must be greater than 0"),
     };
     if let Some(limit) = app.options.concurrency.filter(|limit| app.sandboxes.count() >= *limit as usize) {
-        let text = format!("you have reached the maximum number of concurrent E2B sandboxes ({limit}). Stop some, or start the local server with a higher --concurrency");
+        let text = format!(
+            "you have reached the maximum number of concurrent E2B sandboxes ({limit}). Stop some, or start the local server with a higher --concurrency"
+        );
         return fault(StatusCode::TOO_MANY_REQUESTS, &text);
     }
     let mut record = app.sandboxes.blank(&create.template_id, timeout);
@@ -158,9 +160,7 @@ fn filtered(app: &App, metadata: Option<&str>, state: Option<&str>) -> Vec<Arc<S
     }
     // The two sides of each pair are encoded twice; our own labels have nothing to encode.
     let wanted: Vec<(&str, &str)> = metadata.unwrap_or_default().split('&').filter_map(|pair| pair.split_once('=')).collect();
-    let matches = |sandbox: &Arc<Sandbox>| {
-        wanted.iter().all(|(key, value)| sandbox.record.metadata.get(*key).is_some_and(|v| v == value))
-    };
+    let matches = |sandbox: &Arc<Sandbox>| wanted.iter().all(|(key, value)| sandbox.record.metadata.get(*key).is_some_and(|v| v == value));
     app.sandboxes.all().into_iter().filter(matches).collect()
 }
 
@@ -170,14 +170,17 @@ pub(super) struct Timeout {
 }
 
 /// `POST /sandboxes/{id}/timeout`: from now; also shortens.
-pub(super) async fn set_timeout(State(app): State<App>, Path(id): Path<String>, headers: HeaderMap, body: Result<Json<Timeout>, JsonRejection>) -> Response {
+pub(super) async fn set_timeout(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Result<Json<Timeout>, JsonRejection>,
+) -> Response {
     if let Err(refused) = allowed(&app, &headers) {
         return refused;
     }
     let Ok(Json(Timeout { timeout })) = body else { return fault(StatusCode::BAD_REQUEST, "value is required but missing") };
-    let set = async {
-        app.sandboxes.get(&id).map_or_else(|| unknown(&id), |sandbox| live_for(&sandbox, timeout.min(TIMEOUT_MAX_S)))
-    };
+    let set = async { app.sandboxes.get(&id).map_or_else(|| unknown(&id), |sandbox| live_for(&sandbox, timeout.min(TIMEOUT_MAX_S))) };
     app.acts.perform("timeout", set).await
 }
 
@@ -188,7 +191,12 @@ pub(super) struct Refresh {
 }
 
 /// `POST /sandboxes/{id}/refreshes`: only extends.
-pub(super) async fn refresh(State(app): State<App>, Path(id): Path<String>, headers: HeaderMap, body: Result<Json<Refresh>, JsonRejection>) -> Response {
+pub(super) async fn refresh(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Result<Json<Refresh>, JsonRejection>,
+) -> Response {
     if let Err(refused) = allowed(&app, &headers) {
         return refused;
     }
@@ -228,7 +236,11 @@ fn unknown(id: &str) -> Response {
 fn allowed(app: &App, headers: &HeaderMap) -> Result<(), Response> {
     let given = headers.get("X-API-Key").and_then(|key| key.to_str().ok()).unwrap_or_default();
     let good = app.options.api_key.as_deref().map_or(!given.is_empty(), |key| key == given);
-    if good { Ok(()) } else { Err(fault(StatusCode::UNAUTHORIZED, "Invalid API key, please visit https://e2b.dev/docs/api-key for more information.")) }
+    if good {
+        Ok(())
+    } else {
+        Err(fault(StatusCode::UNAUTHORIZED, "Invalid API key, please visit https://e2b.dev/docs/api-key for more information."))
+    }
 }
 
 fn described_now(sandbox: &Sandbox, whole: bool) -> Value {
@@ -236,7 +248,9 @@ fn described_now(sandbox: &Sandbox, whole: bool) -> Value {
 }
 
 fn described(record: &Record, end_ms: u64, whole: bool) -> Value {
-    let time = |ms: u64| DateTime::from_timestamp_millis(i64::try_from(ms).unwrap_or(i64::MAX)).map(|at| at.to_rfc3339_opts(SecondsFormat::Millis, true));
+    let time = |ms: u64| {
+        DateTime::from_timestamp_millis(i64::try_from(ms).unwrap_or(i64::MAX)).map(|at| at.to_rfc3339_opts(SecondsFormat::Millis, true))
+    };
     let mut described = json!({
         "templateID": record.template,
         "sandboxID": record.id,

@@ -85,13 +85,19 @@ async fn uploaded(sandbox: &Sandbox, query: &FileQuery, request: Request) -> Res
     json!(written).to_string().into_response()
 }
 
-async fn write(sandbox: &Sandbox, path: &str, user: Option<&str>, content: impl Stream<Item = io::Result<bytes::Bytes>>) -> Result<serde_json::Value, Response> {
+async fn write(
+    sandbox: &Sandbox,
+    path: &str,
+    user: Option<&str>,
+    content: impl Stream<Item = io::Result<bytes::Bytes>>,
+) -> Result<serde_json::Value, Response> {
     let Some(place) = place(sandbox, path, user) else { return Err(fault(StatusCode::BAD_REQUEST, "invalid path")) };
     let write = async {
         let directory = place.parent().unwrap_or(&place);
         let owner = sandbox.record.uid.filter(|_| user != Some("root"));
         make_directories(directory, owner)?;
-        let (file, new) = tempfile::Builder::new().permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644)).tempfile_in(directory)?.into_parts();
+        let (file, new) =
+            tempfile::Builder::new().permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644)).tempfile_in(directory)?.into_parts();
         let mut file = tokio::fs::File::from_std(file);
         tokio::io::copy(&mut std::pin::pin!(StreamReader::new(content)), &mut file).await?;
         tokio::io::AsyncWriteExt::flush(&mut file).await?;

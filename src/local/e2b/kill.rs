@@ -40,7 +40,10 @@ fn processes_with(mark: &[u8], uid: Option<u32>) -> Vec<Pid> {
         .filter_map(|entry| {
             let pid = pid(entry.file_name().to_str()?.parse().ok()?)?;
             let of_user = uid.is_some_and(|uid| entry.metadata().is_ok_and(|found| found.uid() == uid));
-            let marked = || std::fs::read(entry.path().join("environ")).is_ok_and(|environ| environ.split(|&byte| byte == 0).any(|variable| variable == mark));
+            let marked = || {
+                std::fs::read(entry.path().join("environ"))
+                    .is_ok_and(|environ| environ.split(|&byte| byte == 0).any(|variable| variable == mark))
+            };
             (of_user || marked()).then_some(pid).filter(|_| !is_zombie(&entry.path()))
         })
         .collect()

@@ -91,24 +91,31 @@ pub(super) async fn start(State(app): State<App>, headers: HeaderMap, body: Byte
         Ok(sandbox) => sandbox,
         Err(refused) => return refused,
     };
-    app.acts.perform("start", async {
-        let request: StartRequest = match message(&body) {
-            Ok(request) => request,
-            Err(error) => return ended("invalid_argument", &error),
-        };
-        let args = request.process.args.clone();
-        let (child, config) = match spawn(&sandbox, request.process, &user_of(&headers)) {
-            Ok(spawned) => spawned,
-            Err((code, text)) => return ended(code, &text),
-        };
-        let (sender, events) = mpsc::channel(QUEUE);
-        let process = Arc::new(Process { pid: child.id().unwrap_or(0), tag: request.tag, config, listeners: Mutex::new(Listeners::Running(vec![sender])) });
-        app.acts.note("start", &sandbox.record.id, json!({ "pid": process.pid, "args": args }));
-        sandbox.processes.add(process.clone());
-        let deadline = header(&headers, "connect-timeout-ms").map(Duration::from_millis);
-        tokio::spawn(run(sandbox.processes.clone(), process.clone(), child));
-        stream(&sandbox, &process, events, &headers, deadline)
-    }).await
+    app.acts
+        .perform("start", async {
+            let request: StartRequest = match message(&body) {
+                Ok(request) => request,
+                Err(error) => return ended("invalid_argument", &error),
+            };
+            let args = request.process.args.clone();
+            let (child, config) = match spawn(&sandbox, request.process, &user_of(&headers)) {
+                Ok(spawned) => spawned,
+                Err((code, text)) => return ended(code, &text),
+            };
+            let (sender, events) = mpsc::channel(QUEUE);
+            let process = Arc::new(Process {
+                pid: child.id().unwrap_or(0),
+                tag: request.tag,
+                config,
+                listeners: Mutex::new(Listeners::Running(vec![sender])),
+            });
+            app.acts.note("start", &sandbox.record.id, json!({ "pid": process.pid, "args": args }));
+            sandbox.processes.add(process.clone());
+            let deadline = header(&headers, "connect-timeout-ms").map(Duration::from_millis);
+            tokio::spawn(run(sandbox.processes.clone(), process.clone(), child));
+            stream(&sandbox, &process, events, &headers, deadline)
+        })
+        .await
 }
 
 /// `Connect`: what comes from now on.
@@ -136,13 +143,18 @@ pub(super) async fn list(State(app): State<App>, headers: HeaderMap) -> Response
         Ok(sandbox) => sandbox,
         Err(refused) => return refused,
     };
-    let running: Vec<Value> = sandbox.processes.running().iter().map(|process| {
-        let mut row = json!({ "config": process.config, "pid": process.pid });
-        if let Some(tag) = &process.tag {
-            row["tag"] = tag.as_str().into();
-        }
-        row
-    }).collect();
+    let running: Vec<Value> = sandbox
+        .processes
+        .running()
+        .iter()
+        .map(|process| {
+            let mut row = json!({ "config": process.config, "pid": process.pid });
+            if let Some(tag) = &process.tag {
+                row["tag"] = tag.as_str().into();
+            }
+            row
+        })
+        .collect();
     Json(json!({ "processes": running })).into_response()
 }
 
@@ -210,7 +222,9 @@ fn spawn(sandbox: &Sandbox, config: ProcessConfig, user: &str) -> Result<(Child,
         _ => return Err(("unauthenticated", format!("invalid username: '{user}'"))),
     };
     let cwd = match &config.cwd {
-        Some(cwd) => files::place(sandbox, cwd, Some(user)).filter(|place| place.is_dir()).ok_or_else(|| ("invalid_argument", format!("cwd '{cwd}' does not exist")))?,
+        Some(cwd) => files::place(sandbox, cwd, Some(user))
+            .filter(|place| place.is_dir())
+            .ok_or_else(|| ("invalid_argument", format!("cwd '{cwd}' does not exist")))?,
         None => home.clone(),
     };
     let described = json!({ "cmd": config.cmd, "args": config.args, "envs": config.envs, "cwd": config.cwd });
@@ -238,7 +252,9 @@ async fn run(processes: Processes, process: Arc<Process>, mut child: Child) {
     tokio::join!(pump(&process, stdout, "stdout"), pump(&process, stderr, "stderr"));
     let end = match child.wait().await.map(|status| (status.code(), status)) {
         Ok((Some(0), _)) => json!({ "exited": true, "status": "exit status 0" }),
-        Ok((Some(code), _)) => json!({ "exitCode": code, "exited": true, "status": format!("exit status {code}"), "error": format!("exit status {code}") }),
+        Ok((Some(code), _)) => {
+            json!({ "exitCode": code, "exited": true, "status": format!("exit status {code}"), "error": format!("exit status {code}") })
+        }
         Ok((None, status)) => json!({ "exitCode": -1, "status": status.to_string(), "error": status.to_string() }),
         Err(error) => json!({ "exitCode": -1, "status": error.to_string(), "error": error.to_string() }),
     };
@@ -277,7 +293,13 @@ async fn pump(process: &Process, pipe: Option<impl AsyncRead + Unpin>, name: &st
 }
 
 /// A Connect stream of a process's events; cut without an end frame when its sandbox goes.
-fn stream(sandbox: &Sandbox, process: &Arc<Process>, mut events: mpsc::Receiver<Value>, headers: &HeaderMap, deadline: Option<Duration>) -> Response {
+fn stream(
+    sandbox: &Sandbox,
+    process: &Arc<Process>,
+    mut events: mpsc::Receiver<Value>,
+    headers: &HeaderMap,
+    deadline: Option<Duration>,
+) -> Response {
     let (frames, body) = mpsc::channel::<std::io::Result<Vec<u8>>>(QUEUE);
     let keepalive = Duration::from_secs(header(headers, "keepalive-ping-interval").unwrap_or(90).max(1));
     let gone = sandbox.gone.clone();

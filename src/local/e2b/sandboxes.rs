@@ -80,14 +80,8 @@ impl Sandboxes {
         // The agents' users must get through to their homes, and to nothing else here.
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o711))?;
         install(program, &dir.join("bin"))?;
-        let sandboxes = Self {
-            live: Mutex::new(load(&dir)?),
-            known: Mutex::new(load_known(&dir)),
-            uids: spare_uids(),
-            acts,
-            dir,
-            _lock: lock,
-        };
+        let sandboxes =
+            Self { live: Mutex::new(load(&dir)?), known: Mutex::new(load_known(&dir)), uids: spare_uids(), acts, dir, _lock: lock };
         Ok(sandboxes)
     }
 

@@ -1,0 +1,41 @@
+# Each target installs what it needs (Debian as root); `make help` lists them.
+.DEFAULT_GOAL := help
+CARGO ?= cargo
+
+.PHONY: help
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.PHONY: setup
+setup: ## install what is missing
+	@scripts/setup
+
+.PHONY: demo
+demo: setup ## a turn that survives kill -9 of its worker; KEEP=1 stays up
+	@$(CARGO) build --locked
+	@$(CARGO) run --quiet --locked -- demo $(if $(KEEP),--keep)
+
+.PHONY: test
+test: setup ## all tests, on a Postgres of their own
+	@scripts/with-postgres scripts/test
+
+.PHONY: lint
+lint: setup ## formatting, clippy, docs, .sqlx, dependencies
+	@$(CARGO) fmt --check
+	@$(CARGO) clippy --locked --all-targets -- -D warnings
+	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --quiet
+	@scripts/with-postgres scripts/sqlx-prepare --check
+	@scripts/deny
+
+.PHONY: sqlx
+sqlx: setup ## renew .sqlx after a change of a query or of the schema
+	@scripts/with-postgres scripts/sqlx-prepare
+
+.PHONY: bench
+bench: setup ## the queue beside raw Postgres, in one run
+	@$(CARGO) build --release --locked
+	@$(CARGO) run --release --quiet --locked -- bench
+
+.PHONY: clean
+clean: ## remove what was built
+	@$(CARGO) clean
