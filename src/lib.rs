@@ -1,4 +1,4 @@
-//! Turnmill runs coding-agent turns durably on Postgres.
+#![doc = include_str!("../README.md")]
 
 pub mod agent;
 pub mod block;

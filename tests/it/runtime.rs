@@ -53,6 +53,8 @@ async fn as_many_turns_run_at_once_as_are_allowed_and_never_more(pool: PgPool) {
             together.wait().await;
             settle_and_free(&store, &assignment.job, Ending::Completed).await;
             running.fetch_sub(1, Ordering::SeqCst);
+            // Whole until here: it holds the permit.
+            drop(assignment);
         }
     };
     let all = async {
@@ -78,6 +80,7 @@ async fn a_turn_that_panics_takes_no_other_with_it_and_is_taken_up_again(pool: P
         async move {
             assert!(assignment.job.turn_id != cursed || panicked.fetch_add(1, Ordering::SeqCst) > 0, "on purpose");
             settle_and_free(&store, &assignment.job, Ending::Completed).await;
+            drop(assignment);
         }
     };
     let all = async {
@@ -105,7 +108,6 @@ async fn a_stop_tells_running_turns_waits_for_them_and_takes_nothing_new(pool: P
             assignment.era.cancelled().await;
             tokio::time::sleep(Duration::from_millis(50)).await;
             left.fetch_add(1, Ordering::SeqCst);
-            // All of it until here: it holds the permit.
             drop(assignment);
         }
     };
