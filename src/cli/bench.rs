@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{admin, paint};
+use super::{admin, paint, stop_on_signal};
 use crate::config::Config;
 use crate::keys::Credentials;
 use crate::local::e2b;
@@ -49,11 +49,18 @@ pub struct Bench {
 
 impl Bench {
     /// Runs it.
-    pub async fn run(self, mut config: Config) -> anyhow::Result<ExitCode> {
+    pub async fn run(self, config: Config) -> anyhow::Result<ExitCode> {
+        let stop = stop_on_signal()?;
         let home = postgres::passable_tempdir("turnmill-bench-")?;
         let options = postgres::Options { durable: true, ..postgres::Options::default() };
         let server = Postgres::start(&home.path().join("postgres"), options).await?;
-        let store = Store::connect(&server.url(), self.concurrency.min(40) + 10).await?;
+        let measured = stop.run_until_cancelled(self.measure(config, &server.url(), &home)).await;
+        server.stop().await?;
+        measured.unwrap_or(Ok(())).map(|()| ExitCode::SUCCESS)
+    }
+
+    async fn measure(&self, mut config: Config, url: &str, home: &tempfile::TempDir) -> anyhow::Result<()> {
+        let store = Store::connect(url, self.concurrency.min(40) + 10).await?;
         store.migrate().await?;
         let cap = i32::try_from(self.concurrency)?;
         store.set_pool("default", &PoolChange { cap: Some(cap), agent: Some(admin::mock_agent()), ..PoolChange::default() }).await?;
@@ -66,8 +73,8 @@ impl Bench {
         anstream::println!("  queue: claim, settle, release  {ours:>8.0} turns/s  {:.2} of bare", ours / raw);
 
         anstream::println!("{}Enqueue to claim, {} times{}", paint::BOLD, self.latencies, paint::OFF);
-        let raw = self.latency_raw(&server.url(), store.pool()).await?;
-        let (ours, whole) = self.with_sandboxes(&store, config, &home).await?;
+        let raw = self.latency_raw(url, store.pool()).await?;
+        let (ours, whole) = self.with_sandboxes(&store, config, home).await?;
         anstream::println!("  bare LISTEN and UPDATE         p50 {:>6.2} ms  p99 {:>6.2} ms", raw.0, raw.1);
         anstream::println!(
             "  turnmill                       p50 {:>6.2} ms  p99 {:>6.2} ms  {:.1} times bare",
@@ -78,8 +85,7 @@ impl Bench {
 
         anstream::println!("{}{} turns with a local sandbox and the stand-in agent{}", paint::BOLD, self.whole_turns, paint::OFF);
         anstream::println!("  create, start, follow, kill    {whole:>8.1} turns/s");
-        server.stop().await?;
-        Ok(ExitCode::SUCCESS)
+        Ok(())
     }
 
     /// Turns per second through claim, runtime and settle, without sandboxes.

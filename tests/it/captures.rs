@@ -137,6 +137,28 @@ fn flat_events_of_the_original_proposal_are_blocks_too() {
     assert!(!fold.outcome(&Exit { status: 1, ..Exit::default() }).completed());
 }
 
+#[test]
+fn an_event_that_is_repeated_makes_its_blocks_once() {
+    let (_, journal) = captures().into_iter().find(|(name, _)| name == "parallel").unwrap();
+    let lines: Vec<&[u8]> = journal.split(|&byte| byte == b'\n').collect();
+    let (mut once, mut twice) = (Fold::new(None), Fold::new(None));
+    let expected: Vec<_> = lines.iter().flat_map(|line| once.line(line)).collect();
+    let doubled: Vec<_> = lines.iter().flat_map(|line| [twice.line(line), twice.line(line)].concat()).collect();
+    assert_eq!((expected.len(), doubled), (8, expected));
+}
+
+#[test]
+fn a_call_without_a_result_gets_one_when_the_turn_is_over() {
+    let (_, journal) = captures().into_iter().find(|(name, _)| name == "sig-SIGKILL-tool").unwrap();
+    let mut fold = Fold::new(None);
+    let blocks: Vec<_> = journal.split(|&byte| byte == b'\n').flat_map(|line| fold.line(line)).collect();
+    let call = blocks.iter().find(|block| block.kind.as_str() == "tool_use").unwrap();
+    let ends = fold.dangling("the turn was cancelled");
+    assert_eq!(ends.len(), 1);
+    assert_eq!((ends[0].kind.as_str(), &ends[0].content["tool_use_id"]), ("tool_result", &call.content["tool_use_id"]));
+    assert_eq!(ends[0].content["error"], "the turn was cancelled");
+}
+
 proptest::proptest! {
     #[test]
     fn no_line_stops_the_parser(lines in proptest::collection::vec(proptest::collection::vec(proptest::num::u8::ANY, 0..80), 0..8)) {

@@ -89,6 +89,39 @@ async fn killed_workers_cost_a_pause_and_nothing_else(pool: PgPool) {
     e2b.stop().await;
 }
 
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn a_worker_that_slept_through_its_lease_wakes_up_to_no_harm(pool: PgPool) {
+    use rustix::process::{Pid, Signal, kill_process};
+    use sqlx::ConnectOptions as _;
+    let url = pool.connect_options().to_url_lossy().to_string();
+    let fleet = Fleet::new(pool);
+    let e2b = LocalE2b::start().await;
+    use_mock(&fleet.store, &e2b.agent_ledger()).await;
+    let sleeper = worker(&url, &e2b.url);
+    let pid = Pid::from_raw(i32::try_from(sleeper.id().unwrap()).unwrap()).unwrap();
+    // One in the middle of its answer, one that hangs for whoever has it.
+    let turn = fleet.enqueue(&mock(STEADY)).await.turn_id;
+    let hangs = fleet.enqueue("/mock hang").await.turn_id;
+    fleet.has_blocks(&turn, 3).await;
+    fleet.has_blocks(&hangs, 2).await;
+    kill_process(pid, Signal::STOP).unwrap();
+
+    let _heir = worker(&url, &e2b.url);
+    until("the other has both", || async { (fleet.taken(&turn).await.len() == 2 && fleet.taken(&hangs).await.len() == 2).then_some(()) }).await;
+    kill_process(pid, Signal::CONT).unwrap();
+    all_is_as_if_nothing_had_happened(&fleet, &[turn]).await;
+    until("the sleeper has its lease again", || async {
+        fleet.store.workers().await.unwrap().iter().all(|worker| worker.alive).then_some(())
+    })
+    .await;
+    assert_eq!(fleet.turn(&hangs).await.status, "in_progress", "the sleeper did not touch it");
+    assert_eq!((fleet.taken(&hangs).await.len(), starts_in(&e2b.agent_ledger())), (2, 2));
+    fleet.store.cancel(&hangs, None).await.unwrap();
+    assert_eq!(fleet.ended(&hangs).await.status, "cancelled");
+    fleet.no_slot_held().await;
+    e2b.stop().await;
+}
+
 /// The local server as a process, on a fixed port.
 fn local_server(dir: &Path, port: u16) -> Child {
     let mut command = Command::new(TURNMILL);
