@@ -261,3 +261,40 @@ fn failed(code: ErrorCode, message: String) -> Verdict {
 fn start_of(text: &str, max: usize) -> String {
     text.chars().take(max).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// The verdict on one result line and an exit code.
+    fn verdict(result: Value, status: i32) -> Verdict {
+        let mut seen = Seen::default();
+        seen.event(&json!({ "type": "system", "subtype": "init" }));
+        seen.event(&result);
+        decide(&seen, Some("ours"), &Exit { status, ..Exit::default() }).verdict
+    }
+
+    #[test]
+    fn a_turn_is_completed_only_when_everything_says_so() {
+        let good = json!({ "type": "result", "subtype": "success", "is_error": false, "terminal_reason": "completed", "user_message_uuid": "ours" });
+        let but = |key: &str, value: Value| {
+            let mut result = good.clone();
+            result[key] = value;
+            result
+        };
+        assert_eq!(verdict(good.clone(), 0), Verdict::Completed);
+        assert_eq!(verdict(but("terminal_reason", Value::Null), 0), Verdict::Completed, "older ones don't say it");
+        assert_eq!(verdict(but("user_message_uuid", Value::Null), 0), Verdict::Completed, "or whom they answer");
+        for (result, status) in [
+            (good.clone(), 1),
+            (but("is_error", json!(true)), 0),
+            (but("subtype", json!("error_during_execution")), 0),
+            (but("terminal_reason", json!("aborted_tools")), 0),
+            (but("user_message_uuid", json!("somebody else's")), 0),
+        ] {
+            assert!(matches!(verdict(result.clone(), status), Verdict::Failed(_)), "{result} {status}");
+        }
+    }
+}

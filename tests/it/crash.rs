@@ -107,7 +107,8 @@ async fn a_worker_that_slept_through_its_lease_wakes_up_to_no_harm(pool: PgPool)
     kill_process(pid, Signal::STOP).unwrap();
 
     let _heir = worker(&url, &e2b.url);
-    until("the other has both", || async { (fleet.taken(&turn).await.len() == 2 && fleet.taken(&hangs).await.len() == 2).then_some(()) }).await;
+    until("the other has both", || async { (fleet.taken(&turn).await.len() == 2 && fleet.taken(&hangs).await.len() == 2).then_some(()) })
+        .await;
     kill_process(pid, Signal::CONT).unwrap();
     all_is_as_if_nothing_had_happened(&fleet, &[turn]).await;
     until("the sleeper has its lease again", || async {

@@ -84,7 +84,8 @@ async fn a_turn_whose_time_is_over_fails_and_keeps_what_was_said(pool: PgPool) {
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
 async fn a_deploy_hands_a_running_turn_over_without_starting_it_again(pool: PgPool) {
-    let all = Running::start(pool).await;
+    // A lease so long that nobody could wait for its end.
+    let all = Running::with(pool, |config| config.worker.lease = PATIENCE * 10).await;
     let turn = all.fleet.enqueue(&mock(STEADY)).await;
     all.fleet.has_blocks(&turn.turn_id, 5).await;
     let next = RunningWorker::start(&all.fleet, &all.e2b.url).await;
@@ -237,14 +238,5 @@ async fn many_turns_at_once_stay_within_the_cap_and_all_end(pool: PgPool) {
     }
     let most = all.e2b.acts("create").await.iter().filter_map(|act| act["detail"]["live"].as_u64()).max();
     assert_eq!((most, all.agent_starts()), (Some(4), 24), "the cap is used, and never exceeded");
-    all.stop().await;
-}
-
-#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
-async fn an_enqueued_turn_starts_at_once_not_at_the_next_poll(pool: PgPool) {
-    let all = Running::with(pool, |config| config.worker.poll = PATIENCE * 2).await;
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    let turn = all.fleet.enqueue("/mock noop").await;
-    assert_eq!(all.fleet.ended(&turn.turn_id).await.status, "completed");
     all.stop().await;
 }

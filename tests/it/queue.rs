@@ -4,10 +4,11 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use sqlx::PgPool;
+use tokio::time::timeout;
 use turnmill::store::{PoolChange, Taken};
 use turnmill::turn::{Ending, TurnError};
 
-use crate::harness::{Fleet, settle_and_free};
+use crate::harness::{Fleet, PATIENCE, settle_and_free};
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
 async fn many_claimers_never_get_the_same_turn_nor_more_than_the_cap(pool: PgPool) {
@@ -205,4 +206,19 @@ async fn lowering_the_cap_kills_nothing_and_starts_nothing_until_it_holds(pool: 
     }
     fleet.cap("default", 4).await;
     assert_eq!(worker.claim(10).await.len(), 2, "what is left");
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn who_listens_is_woken_by_the_first_turn_and_by_a_slot_that_comes_free(pool: PgPool) {
+    let fleet = Fleet::new(pool);
+    fleet.cap("default", 1).await;
+    let worker = fleet.worker("a").await;
+    let mut wake = fleet.store.listen().await.unwrap();
+    fleet.enqueue("x").await;
+    timeout(PATIENCE, wake.wait()).await.expect("woken").unwrap();
+    let job = worker.claim_one().await;
+    fleet.enqueue("y").await;
+    timeout(PATIENCE, wake.wait()).await.expect("woken").unwrap();
+    settle_and_free(&fleet.store, &job, Ending::Completed).await;
+    timeout(PATIENCE, wake.wait()).await.expect("woken: there is room again").unwrap();
 }
