@@ -32,6 +32,9 @@ const WAITING_MAX: u64 = 4 << 20;
 /// Bytes of one ranged read.
 const CHUNK: u64 = 4 << 20;
 
+/// Pause before the journal is followed again, where it gave nothing.
+const REFOLLOW: Duration = Duration::from_millis(200);
+
 /// Follows the agent until it has ended and everything it said is committed. Stops it when the turn is
 /// cancelled or its time is over; keeps the sandbox alive meanwhile.
 pub(super) async fn to_the_end(
@@ -176,20 +179,24 @@ impl<'a> Copier<'a> {
                     return Ok(Happened::SandboxLost("the agent's supervisor was killed".to_owned()));
                 }
             }
-            let before = self.read;
-            let cut = self.follow_once(sandbox).await?;
-            if self.read > before {
-                silence = Silence::default();
+            let (before, since) = (self.read, Instant::now());
+            if let Some(error) = self.follow_once(sandbox).await? {
+                debug!(sandbox.id = sandbox.id(), %error, "The journal's stream was cut at byte {}", self.read);
             }
-            probe = match unless_fenced(sandbox.probe().await)? {
-                Ok(probe) => probe,
-                Err(error) => match self.still_there(sandbox, &error, &mut silence).await {
-                    Ok(()) => Probe { state: AgentState::Alive, journal: self.read, exit: None, stderr_tail: String::new() },
-                    Err(lost) => return Ok(lost),
-                },
-            };
-            if let (Some(error), AgentState::Alive) = (cut, probe.state) {
-                debug!(sandbox.id = sandbox.id(), %error, "The journal's stream was cut; following again from byte {}", self.read);
+            match unless_fenced(sandbox.probe().await)? {
+                Ok(answer) => {
+                    silence = Silence::default();
+                    probe = answer;
+                }
+                Err(error) => {
+                    if let Err(lost) = self.still_there(sandbox, &error, &mut silence).await {
+                        return Ok(lost);
+                    }
+                }
+            }
+            // It answers, but can't be followed: not again at once.
+            if probe.state == AgentState::Alive && self.read == before && since.elapsed() < REFOLLOW {
+                sleep(REFOLLOW).await;
             }
         }
     }
