@@ -258,9 +258,29 @@ impl LocalE2b {
         agent_ledger(self.dir.path())
     }
 
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
         self.stop.cancel();
-        self.serving.await.unwrap().unwrap();
+        (&mut self.serving).await.unwrap().unwrap();
+    }
+}
+
+impl Drop for LocalE2b {
+    fn drop(&mut self) {
+        sweep(self.dir.path());
+    }
+}
+
+/// Ends the sandboxes' processes below a directory: a test that fails leaves nothing behind either.
+pub fn sweep(dir: &Path) {
+    use std::os::unix::ffi::OsStrExt as _;
+    let mark = dir.as_os_str().as_bytes();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let marked = std::fs::read(entry.path().join("environ")).is_ok_and(|environ| environ.windows(mark.len()).any(|part| part == mark));
+        if let Some(pid) =
+            entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(rustix::process::Pid::from_raw).filter(|_| marked)
+        {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
     }
 }
 
