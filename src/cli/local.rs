@@ -21,6 +21,9 @@ pub struct Local {
     /// Where sandboxes live. With it they survive a restart of the server; without it they end with it
     #[arg(long, value_name = "DIR", env = "TURNMILL_LOCAL_DIR")]
     dir: Option<PathBuf>,
+    /// The only account key taken; without it, any
+    #[arg(long, value_name = "KEY")]
+    api_key: Option<String>,
     /// Most sandboxes at once; one more is refused as E2B does
     #[arg(long, value_name = "N")]
     concurrency: Option<u32>,
@@ -43,7 +46,14 @@ impl Local {
                 );
             }
         });
-        let options = e2b::Options { listen: self.listen, dir, concurrency: self.concurrency, keep, ..e2b::Options::default() };
+        let options = e2b::Options {
+            listen: self.listen,
+            dir,
+            api_key: self.api_key,
+            concurrency: self.concurrency,
+            keep,
+            ..e2b::Options::default()
+        };
         e2b::serve(options, stop, ready).await?;
         Ok(ExitCode::SUCCESS)
     }

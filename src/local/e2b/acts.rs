@@ -29,7 +29,7 @@ pub(super) struct Acts {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Fault {
-    /// `create`, `get`, `list`, `timeout`, `kill`, `start`, `upload` or `download`.
+    /// `create`, `get`, `list`, `timeout`, `kill`, `pause`, `connect`, `start`, `stream`, `upload` or `download`.
     on: String,
     /// How often.
     #[serde(default = "once")]
@@ -49,6 +49,25 @@ pub(super) struct Fault {
     /// Do it, but lose the answer.
     #[serde(default)]
     lose_answer: bool,
+    /// On `stream`: cut a process's stream after this many milliseconds.
+    cut_after_ms: Option<u64>,
+    /// On `stream`: say nothing more on it after this many milliseconds.
+    stall_after_ms: Option<u64>,
+}
+
+/// What goes wrong with a process's stream.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum StreamFault {
+    Cut { after: Duration },
+    Stall { after: Duration },
+}
+
+impl StreamFault {
+    pub fn after(&self) -> Duration {
+        match self {
+            Self::Cut { after } | Self::Stall { after } => *after,
+        }
+    }
 }
 
 fn once() -> u32 {
@@ -90,6 +109,13 @@ impl Acts {
             return (response.status(), Body::from_stream(cut)).into_response();
         }
         response
+    }
+
+    /// What is due to go wrong with the next stream.
+    pub fn stream_fault(&self) -> Option<StreamFault> {
+        let due = self.take("stream")?;
+        let cut = due.cut_after_ms.map(|after| StreamFault::Cut { after: Duration::from_millis(after) });
+        cut.or_else(|| due.stall_after_ms.map(|after| StreamFault::Stall { after: Duration::from_millis(after) }))
     }
 
     fn take(&self, on: &str) -> Option<Fault> {

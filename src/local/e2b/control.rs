@@ -1,4 +1,4 @@
-//! The control plane.
+//! The control plane: sandboxes are made, found and listed.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,12 +13,11 @@ use chrono::{DateTime, SecondsFormat};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::acts::now_ms;
 use super::sandboxes::{Known, Record, Sandbox};
 use super::{App, fault, fault_with_code};
 
 /// The longest run of E2B's Pro plan.
-const TIMEOUT_MAX_S: u64 = 24 * 3600;
+pub(super) const TIMEOUT_MAX_S: u64 = 24 * 3600;
 
 /// What envd says that it is; features of ours follow it.
 const ENVD_VERSION: &str = "0.6.13";
@@ -33,6 +32,12 @@ struct Create {
     metadata: BTreeMap<String, String>,
     #[serde(default)]
     env_vars: BTreeMap<String, String>,
+    #[serde(default)]
+    auto_pause: bool,
+    #[serde(default)]
+    network: Value,
+    #[serde(rename = "allow_internet_access")]
+    allow_internet_access: Option<bool>,
 }
 
 /// `POST /v2/sandboxes`.
@@ -75,15 +80,17 @@ fn created(app: &App, request: &Value, key: Option<String>, timeout_s: i64) -> R
         Ok(1..) => return fault(StatusCode::BAD_REQUEST, "Timeout cannot be greater than 24 hours"),
         _ => return fault(StatusCode::BAD_REQUEST, "timeout must be greater than 0"),
     };
-    if let Some(limit) = app.options.concurrency.filter(|limit| app.sandboxes.count() >= *limit as usize) {
-        let text = format!(
-            "you have reached the maximum number of concurrent E2B sandboxes ({limit}). Stop some, or start the local server with a higher --concurrency"
-        );
-        return fault(StatusCode::TOO_MANY_REQUESTS, &text);
+    if let Some(full) = at_limit(app) {
+        return full;
     }
     let mut record = app.sandboxes.blank(&create.template_id, timeout);
     record.metadata = create.metadata;
     record.env_vars = create.env_vars;
+    record.auto_pause = create.auto_pause;
+    record.network = create.network;
+    if let (Some(allowed), Some(network)) = (create.allow_internet_access, record.network.as_object_mut()) {
+        network.insert("allowInternetAccess".to_owned(), allowed.into());
+    }
     let answer = described(&record, record.end_ms, true);
     // Before it is made: after a crash in between, a repeated create finds a sandbox that is gone, never a second one.
     if let Some(key) = key
@@ -97,6 +104,14 @@ fn created(app: &App, request: &Value, key: Option<String>, timeout_s: i64) -> R
     };
     app.acts.note("create", &sandbox.record.id, json!({ "metadata": sandbox.record.metadata, "live": app.sandboxes.count() }));
     (StatusCode::CREATED, Json(answer)).into_response()
+}
+
+pub(super) fn at_limit(app: &App) -> Option<Response> {
+    let limit = app.options.concurrency.filter(|limit| app.sandboxes.count() >= *limit as usize)?;
+    let text = format!(
+        "you have reached the maximum number of concurrent E2B sandboxes ({limit}). Stop some, or start the local server with a higher --concurrency"
+    );
+    Some(fault(StatusCode::TOO_MANY_REQUESTS, &text))
 }
 
 /// `GET /sandboxes/{id}`.
@@ -133,7 +148,8 @@ pub(super) async fn list_v2(State(app): State<App>, Query(query): Query<ListQuer
         let found = filtered(&app, query.metadata.as_deref(), query.state.as_deref());
         let page: Vec<Value> = found.iter().skip(skip).take(limit).map(|sandbox| described_now(sandbox, false)).collect();
         let mut response = Json(page).into_response();
-        response.headers_mut().insert("X-Total-Running", found.len().into());
+        let running = found.iter().filter(|sandbox| !sandbox.is_paused()).count();
+        response.headers_mut().insert("X-Total-Running", running.into());
         if skip + limit < found.len() {
             response.headers_mut().insert("X-Next-Token", (skip + limit).into());
         }
@@ -148,92 +164,49 @@ pub(super) async fn list_v1(State(app): State<App>, Query(query): Query<ListQuer
         return refused;
     }
     let list = async {
-        let found = filtered(&app, query.metadata.as_deref(), None);
+        let found = filtered(&app, query.metadata.as_deref(), Some("running"));
         Json(found.iter().map(|sandbox| described_now(sandbox, false)).collect::<Vec<_>>()).into_response()
     };
     app.acts.perform("list", list).await
 }
 
-fn filtered(app: &App, metadata: Option<&str>, state: Option<&str>) -> Vec<Arc<Sandbox>> {
-    if state.is_some_and(|state| !state.split(',').any(|state| state == "running")) {
-        return Vec::new();
-    }
-    // The two sides of each pair are encoded twice; our own labels have nothing to encode.
-    let wanted: Vec<(&str, &str)> = metadata.unwrap_or_default().split('&').filter_map(|pair| pair.split_once('=')).collect();
-    let matches = |sandbox: &Arc<Sandbox>| wanted.iter().all(|(key, value)| sandbox.record.metadata.get(*key).is_some_and(|v| v == value));
+fn filtered(app: &App, metadata: Option<&str>, states: Option<&str>) -> Vec<Arc<Sandbox>> {
+    let states: Vec<&str> = states.unwrap_or("running,paused").split(',').collect();
+    let decoded = |text: &str| percent_decoded(&percent_decoded(text));
+    // Both sides of each pair are encoded twice.
+    let wanted: Vec<(String, String)> = metadata
+        .unwrap_or_default()
+        .split('&')
+        .filter_map(|pair| pair.split_once('='))
+        .map(|(key, value)| (decoded(key), decoded(value)))
+        .collect();
+    let matches = |sandbox: &Arc<Sandbox>| {
+        states.contains(&state(sandbox)) && wanted.iter().all(|(key, value)| sandbox.record.metadata.get(key) == Some(value))
+    };
     app.sandboxes.all().into_iter().filter(matches).collect()
 }
 
-#[derive(Debug, Deserialize)]
-pub(super) struct Timeout {
-    timeout: u64,
-}
-
-/// `POST /sandboxes/{id}/timeout`: from now; also shortens.
-pub(super) async fn set_timeout(
-    State(app): State<App>,
-    Path(id): Path<String>,
-    headers: HeaderMap,
-    body: Result<Json<Timeout>, JsonRejection>,
-) -> Response {
-    if let Err(refused) = allowed(&app, &headers) {
-        return refused;
+/// `%XX` as its byte; anything else as it is.
+fn percent_decoded(text: &str) -> String {
+    let (mut bytes, mut rest) = (Vec::new(), text.as_bytes());
+    while let [first, tail @ ..] = rest {
+        let escaped =
+            tail.first_chunk::<2>().filter(|_| *first == b'%').and_then(|hex| u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok());
+        bytes.push(escaped.unwrap_or(*first));
+        rest = if escaped.is_some() { &tail[2..] } else { tail };
     }
-    let Ok(Json(Timeout { timeout })) = body else { return fault(StatusCode::BAD_REQUEST, "value is required but missing") };
-    let set = async { app.sandboxes.get(&id).map_or_else(|| unknown(&id), |sandbox| live_for(&sandbox, timeout.min(TIMEOUT_MAX_S))) };
-    app.acts.perform("timeout", set).await
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
-#[derive(Debug, Deserialize)]
-pub(super) struct Refresh {
-    #[serde(default)]
-    duration: u64,
+fn state(sandbox: &Sandbox) -> &'static str {
+    if sandbox.is_paused() { "paused" } else { "running" }
 }
 
-/// `POST /sandboxes/{id}/refreshes`: only extends.
-pub(super) async fn refresh(
-    State(app): State<App>,
-    Path(id): Path<String>,
-    headers: HeaderMap,
-    body: Result<Json<Refresh>, JsonRejection>,
-) -> Response {
-    if let Err(refused) = allowed(&app, &headers) {
-        return refused;
-    }
-    let duration = body.map_or(0, |Json(refresh)| refresh.duration).clamp(15, TIMEOUT_MAX_S);
-    let Some(sandbox) = app.sandboxes.get(&id) else { return unknown(&id) };
-    if sandbox.end_ms.load(Ordering::Relaxed) >= now_ms() + duration * 1000 {
-        return StatusCode::NO_CONTENT.into_response();
-    }
-    live_for(&sandbox, duration)
-}
-
-fn live_for(sandbox: &Sandbox, seconds: u64) -> Response {
-    match sandbox.live_for(seconds) {
-        Ok(()) => StatusCode::NO_CONTENT.into_response(),
-        Err(error) => fault(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error:#}")),
-    }
-}
-
-/// `DELETE /sandboxes/{id}`.
-pub(super) async fn kill(State(app): State<App>, Path(id): Path<String>, headers: HeaderMap) -> Response {
-    if let Err(refused) = allowed(&app, &headers) {
-        return refused;
-    }
-    let kill = async { if app.sandboxes.kill(&id, "request").await { StatusCode::NO_CONTENT.into_response() } else { unknown(&id) } };
-    app.acts.perform("kill", kill).await
-}
-
-/// `DELETE /_local/sandboxes/{id}`: vanishes, as E2B's do now and then.
-pub(super) async fn vanish(State(app): State<App>, Path(id): Path<String>) -> Response {
-    if app.sandboxes.kill(&id, "vanished").await { StatusCode::NO_CONTENT.into_response() } else { unknown(&id) }
-}
-
-fn unknown(id: &str) -> Response {
+pub(super) fn unknown(id: &str) -> Response {
     fault(StatusCode::NOT_FOUND, &format!("Sandbox {id} not found"))
 }
 
-fn allowed(app: &App, headers: &HeaderMap) -> Result<(), Response> {
+pub(super) fn allowed(app: &App, headers: &HeaderMap) -> Result<(), Response> {
     let given = headers.get("X-API-Key").and_then(|key| key.to_str().ok()).unwrap_or_default();
     let good = app.options.api_key.as_deref().map_or(!given.is_empty(), |key| key == given);
     if good {
@@ -243,14 +216,12 @@ fn allowed(app: &App, headers: &HeaderMap) -> Result<(), Response> {
     }
 }
 
-fn described_now(sandbox: &Sandbox, whole: bool) -> Value {
-    described(&sandbox.record, sandbox.end_ms.load(Ordering::Relaxed), whole)
+pub(super) fn described_now(sandbox: &Sandbox, whole: bool) -> Value {
+    let record = Record { paused: sandbox.is_paused(), network: sandbox.network(), ..sandbox.record.clone() };
+    described(&record, sandbox.end_ms.load(Ordering::Relaxed), whole)
 }
 
 fn described(record: &Record, end_ms: u64, whole: bool) -> Value {
-    let time = |ms: u64| {
-        DateTime::from_timestamp_millis(i64::try_from(ms).unwrap_or(i64::MAX)).map(|at| at.to_rfc3339_opts(SecondsFormat::Millis, true))
-    };
     let mut described = json!({
         "templateID": record.template,
         "sandboxID": record.id,
@@ -263,11 +234,34 @@ fn described(record: &Record, end_ms: u64, whole: bool) -> Value {
         "memoryMB": 1024,
         "diskSizeMB": 1024,
         "metadata": record.metadata,
-        "state": "running",
+        "state": if record.paused { "paused" } else { "running" },
     });
     if whole {
         described["envdAccessToken"] = Value::from(record.token.as_str());
         described["domain"] = Value::Null;
+        described["trafficAccessToken"] = Value::Null;
+        described["lifecycle"] = json!({ "autoResume": false, "onTimeout": if record.auto_pause { "pause" } else { "kill" } });
+        if record.network.is_object() {
+            described["network"] = record.network.clone();
+        }
     }
     described
+}
+
+pub(super) fn time(ms: u64) -> Option<String> {
+    let at = DateTime::from_timestamp_millis(i64::try_from(ms).unwrap_or(i64::MAX))?;
+    Some(at.to_rfc3339_opts(SecondsFormat::Millis, true))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::percent_decoded;
+
+    #[test]
+    fn a_filter_value_is_decoded_as_the_sdk_encodes_it() {
+        // `a b&c`, as the SDK sends it: encoded twice, then once more as a query value, which axum undoes.
+        assert_eq!(percent_decoded(&percent_decoded("a%2520b%2526c")), "a b&c");
+        assert_eq!(percent_decoded("100%"), "100%");
+        assert_eq!(percent_decoded("%c3%bc"), "ü");
+    }
 }

@@ -1,4 +1,4 @@
-//! The end of a sandbox's processes, also of those that a server before us started.
+//! Signals to all of a sandbox's processes, and their end; also of those that a server before us started.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
@@ -13,10 +13,22 @@ pub(super) fn pid(raw: u32) -> Option<Pid> {
     Pid::from_raw(i32::try_from(raw).ok()?)
 }
 
+/// Signals every process of a sandbox once.
+pub(super) fn signal(sandbox_id: &str, uid: Option<u32>, signal: Signal) {
+    for pid in processes_with(&mark(sandbox_id), uid) {
+        // Already gone is as good.
+        let _ = kill_process(pid, signal);
+    }
+}
+
+fn mark(sandbox_id: &str) -> Vec<u8> {
+    format!("E2B_SANDBOX_ID={sandbox_id}").into_bytes()
+}
+
 /// Ends every process that has the sandbox's id in its environment or is its user's. `false`: some are left.
 pub(super) async fn all(sandbox_id: &str, uid: Option<u32>) -> bool {
     let since = Instant::now();
-    let mark = format!("E2B_SANDBOX_ID={sandbox_id}").into_bytes();
+    let mark = mark(sandbox_id);
     loop {
         let found = processes_with(&mark, uid);
         if found.is_empty() {

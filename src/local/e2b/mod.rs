@@ -6,19 +6,27 @@
 //!
 //! | file | part |
 //! | --- | --- |
-//! | `control` | create, get, list, set timeout, kill |
+//! | `control`, `lifecycle` | create, get, list; set timeout, pause, connect, kill |
 //! | `sandboxes` | which there are, on disk, so that they survive this process |
-//! | `process` | envd's processes |
-//! | `kill` | their end |
-//! | `files` | envd's files |
+//! | `kill` | signals to all of a sandbox's processes |
+//! | `envd` | what its endpoints share: whom a request is for, Connect's shapes |
+//! | `process`, `spawn`, `table` | envd's processes: the calls, how one is started, those there are |
+//! | `files` | envd's uploads and downloads |
+//! | `filesystem`, `watch` | envd's directories, and what changes in them |
 //! | `acts` | the ledger of all acts, and faults on demand (`/_local/…`) |
 
 mod acts;
 mod control;
+mod envd;
 mod files;
+mod filesystem;
 mod kill;
+mod lifecycle;
 mod process;
 mod sandboxes;
+mod spawn;
+mod table;
+mod watch;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -30,7 +38,7 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{delete, get, post};
+use axum::routing::{delete, get, post, put};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -113,18 +121,43 @@ fn routes(app: App) -> Router {
     Router::new()
         .route("/sandboxes", post(control::create_v1).get(control::list_v1))
         .route("/v2/sandboxes", post(control::create_v2).get(control::list_v2))
-        .route("/sandboxes/{id}", get(control::get).delete(control::kill))
-        .route("/sandboxes/{id}/timeout", post(control::set_timeout))
-        .route("/sandboxes/{id}/refreshes", post(control::refresh))
+        .route("/sandboxes/{id}", get(control::get).delete(lifecycle::kill))
+        .route("/sandboxes/{id}/timeout", post(lifecycle::set_timeout))
+        .route("/sandboxes/{id}/refreshes", post(lifecycle::refresh))
+        .route("/sandboxes/{id}/pause", post(lifecycle::pause))
+        .route("/sandboxes/{id}/resume", post(lifecycle::resume))
+        .route("/sandboxes/{id}/connect", post(lifecycle::connect_v1))
+        .route("/v2/sandboxes/{id}/connect", post(lifecycle::connect_v2))
+        .route("/sandboxes/{id}/network", put(lifecycle::set_network))
+        .route("/sandboxes/{id}/metrics", get(lifecycle::metrics))
         .route("/process.Process/Start", post(process::start))
         .route("/process.Process/Connect", post(process::connect))
         .route("/process.Process/List", post(process::list))
+        .route("/process.Process/SendInput", post(process::send_input))
+        .route("/process.Process/CloseStdin", post(process::close_stdin))
+        .route("/process.Process/Update", post(process::update))
         .route("/process.Process/SendSignal", post(process::send_signal))
-        .route("/files", get(files::download).post(files::upload))
-        .route("/health", get(process::health))
+        .route("/filesystem.Filesystem/Stat", post(filesystem::stat))
+        .route("/filesystem.Filesystem/MakeDir", post(filesystem::make_dir))
+        .route("/filesystem.Filesystem/Move", post(filesystem::move_entry))
+        .route("/filesystem.Filesystem/ListDir", post(filesystem::list_dir))
+        .route("/filesystem.Filesystem/Remove", post(filesystem::remove))
+        .route("/filesystem.Filesystem/WatchDir", post(watch::watch_dir))
+        .route("/filesystem.Filesystem/CreateWatcher", post(watch::create_watcher))
+        .route("/filesystem.Filesystem/GetWatcherEvents", post(watch::get_watcher_events))
+        .route("/filesystem.Filesystem/RemoveWatcher", post(watch::remove_watcher))
+        .merge(
+            Router::new()
+                .route("/files", get(files::download).post(files::upload))
+                .layer(tower_http::compression::CompressionLayer::new())
+                .layer(tower_http::decompression::RequestDecompressionLayer::new()),
+        )
+        .route("/health", get(envd::health))
+        .route("/envs", get(envd::envs))
+        .route("/metrics", get(envd::metrics))
         .route("/_local/ledger", get(acts::ledger))
         .route("/_local/faults", post(acts::set_faults))
-        .route("/_local/sandboxes/{id}", delete(control::vanish))
+        .route("/_local/sandboxes/{id}", delete(lifecycle::vanish))
         .layer(DefaultBodyLimit::disable())
         .with_state(app)
 }

@@ -6,12 +6,13 @@ use std::fs::{self, File};
 use std::io::Write as _;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context as _;
 use rand::Rng as _;
 use rustix::fs::{FlockOperation, flock};
+use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -19,7 +20,8 @@ use tracing::warn;
 
 use super::acts::{Acts, now_ms};
 use super::kill;
-use super::process::Processes;
+use super::table::Processes;
+use super::watch::Watches;
 
 /// What is on disk of a sandbox.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -34,6 +36,15 @@ pub(super) struct Record {
     pub end_ms: u64,
     /// The Linux user of its `user`, where we may choose.
     pub uid: Option<u32>,
+    /// Its processes stand still; not counted against the account's limit.
+    #[serde(default)]
+    pub paused: bool,
+    /// At its deadline it is paused, not killed.
+    #[serde(default)]
+    pub auto_pause: bool,
+    /// As it was asked for, and given back.
+    #[serde(default)]
+    pub network: Value,
 }
 
 /// A live sandbox.
@@ -46,9 +57,14 @@ pub(super) struct Sandbox {
     /// Where its processes look for programs.
     pub path: String,
     pub processes: Processes,
-    /// Cancelled when it is killed: every open stream is cut.
-    pub gone: CancellationToken,
-    killing: tokio::sync::Mutex<()>,
+    pub watches: Watches,
+    paused: AtomicBool,
+    network: Mutex<Value>,
+    /// Cancelled when it is killed or paused: every open stream is cut.
+    gone: Mutex<CancellationToken>,
+    killed: AtomicBool,
+    /// Held by whoever kills, pauses or resumes it.
+    changing: tokio::sync::Mutex<()>,
 }
 
 /// The first answer to a create with an idempotency key; given again, also when the sandbox is long gone.
@@ -115,34 +131,40 @@ impl Sandboxes {
             started_ms: now_ms(),
             end_ms: now_ms() + timeout_s * 1000,
             uid: self.uids.map(|(first, last)| rng.random_range(first..last)),
+            paused: false,
+            auto_pause: false,
+            network: Value::Null,
         }
     }
 
     pub fn get(&self, id: &str) -> Option<Arc<Sandbox>> {
-        self.live().get(id).filter(|sandbox| !sandbox.gone.is_cancelled()).cloned()
+        self.live().get(id).filter(|sandbox| !sandbox.is_killed()).cloned()
     }
 
     /// Newest first, as E2B lists them.
     pub fn all(&self) -> Vec<Arc<Sandbox>> {
-        let mut all: Vec<_> = self.live().values().filter(|sandbox| !sandbox.gone.is_cancelled()).cloned().collect();
+        let mut all: Vec<_> = self.live().values().filter(|sandbox| !sandbox.is_killed()).cloned().collect();
         all.sort_by(|a, b| (b.record.started_ms, &b.record.id).cmp(&(a.record.started_ms, &a.record.id)));
         all
     }
 
-    /// How many count against the limit: also those being killed.
+    /// How many count against the limit: also those being killed, but no paused ones.
     pub fn count(&self) -> usize {
-        self.live().len()
+        self.live().values().filter(|sandbox| !sandbox.is_paused()).count()
     }
 
     /// Ends a sandbox: its streams, all its processes, its directory. `false`: there was none.
     pub async fn kill(&self, id: &str, why: &str) -> bool {
         let Some(sandbox) = self.live().get(id).cloned() else { return false };
         // A second kill waits for the first: whoever is told "gone" may rely on it.
-        let _killing = sandbox.killing.lock().await;
+        let _changing = sandbox.changing.lock().await;
         if !self.live().contains_key(id) {
             return false;
         }
-        sandbox.gone.cancel();
+        sandbox.killed.store(true, Ordering::SeqCst);
+        sandbox.cut();
+        // They hold the sandbox, as it holds them.
+        sandbox.watches.clear();
         if !kill::all(id, sandbox.record.uid).await {
             warn!(sandbox.id = id, "Sandbox {id} has processes that SIGKILL does not end");
         }
@@ -158,8 +180,47 @@ impl Sandboxes {
     /// Ends those whose time is over.
     pub async fn expire(&self) {
         let now = now_ms();
-        let due: Vec<_> = self.all().into_iter().filter(|sandbox| sandbox.end_ms.load(Ordering::Relaxed) <= now).collect();
-        futures::future::join_all(due.iter().map(|sandbox| self.kill(&sandbox.record.id, "timeout"))).await;
+        let due = self.all().into_iter().filter(|sandbox| !sandbox.is_paused() && sandbox.end_ms.load(Ordering::Relaxed) <= now);
+        futures::future::join_all(due.map(|sandbox| async move {
+            if sandbox.record.auto_pause {
+                // One that can't be written stays as it is, and is due again.
+                drop(self.pause(&sandbox).await);
+            } else {
+                self.kill(&sandbox.record.id, "timeout").await;
+            }
+        }))
+        .await;
+    }
+
+    /// Stops all its processes and cuts its streams. `false`: it is paused already.
+    pub async fn pause(&self, sandbox: &Sandbox) -> anyhow::Result<bool> {
+        let _changing = sandbox.changing.lock().await;
+        if sandbox.paused.swap(true, Ordering::SeqCst) {
+            return Ok(false);
+        }
+        sandbox.cut();
+        kill::signal(&sandbox.record.id, sandbox.record.uid, Signal::STOP);
+        // From now on this is when it was paused.
+        sandbox.end_ms.store(now_ms(), Ordering::Relaxed);
+        sandbox.save()?;
+        self.acts.note("pause", &sandbox.record.id, json!({ "live": self.count() }));
+        Ok(true)
+    }
+
+    /// Lets it go on for `seconds`. `false`: it was not paused, and only its deadline moves, never back.
+    pub async fn resume(&self, sandbox: &Sandbox, seconds: u64) -> anyhow::Result<bool> {
+        let _changing = sandbox.changing.lock().await;
+        let until = now_ms() + seconds * 1000;
+        if !sandbox.paused.swap(false, Ordering::SeqCst) {
+            sandbox.end_ms.fetch_max(until, Ordering::Relaxed);
+            sandbox.save()?;
+            return Ok(false);
+        }
+        sandbox.end_ms.store(until, Ordering::Relaxed);
+        sandbox.save()?;
+        kill::signal(&sandbox.record.id, sandbox.record.uid, Signal::CONT);
+        self.acts.note("resume", &sandbox.record.id, json!({ "live": self.count() }));
+        Ok(true)
     }
 
     pub async fn kill_all(&self) {
@@ -189,11 +250,42 @@ impl Sandbox {
             end_ms: AtomicU64::new(record.end_ms),
             root: home.join("root"),
             path: search_path(&home.parent().unwrap_or(home).join("bin"), record.uid.is_some()),
+            paused: AtomicBool::new(record.paused),
+            network: Mutex::new(record.network.clone()),
             record,
             processes: Processes::default(),
-            gone: CancellationToken::new(),
-            killing: tokio::sync::Mutex::default(),
+            watches: Watches::default(),
+            gone: Mutex::default(),
+            killed: AtomicBool::new(false),
+            changing: tokio::sync::Mutex::default(),
         }
+    }
+
+    pub fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::SeqCst)
+    }
+
+    fn is_killed(&self) -> bool {
+        self.killed.load(Ordering::SeqCst)
+    }
+
+    /// Cancelled when its streams are to be cut.
+    pub fn gone(&self) -> CancellationToken {
+        self.gone.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn cut(&self) {
+        std::mem::take(&mut *self.gone.lock().unwrap_or_else(PoisonError::into_inner)).cancel();
+    }
+
+    pub fn network(&self) -> Value {
+        self.network.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Kept and given back; processes of this machine can't be held to it.
+    pub fn set_network(&self, network: Value) -> anyhow::Result<()> {
+        *self.network.lock().unwrap_or_else(PoisonError::into_inner) = network;
+        self.save()
     }
 
     /// Sets the deadline, from now.
@@ -203,7 +295,12 @@ impl Sandbox {
     }
 
     fn save(&self) -> anyhow::Result<()> {
-        let record = Record { end_ms: self.end_ms.load(Ordering::Relaxed), ..self.record.clone() };
+        let record = Record {
+            end_ms: self.end_ms.load(Ordering::Relaxed),
+            paused: self.is_paused(),
+            network: self.network(),
+            ..self.record.clone()
+        };
         let home = self.root.parent().unwrap_or(&self.root);
         let mut file = tempfile::NamedTempFile::new_in(home)?;
         serde_json::to_writer(&mut file, &record)?;
