@@ -2,13 +2,13 @@
 //!
 //! pending ──claim──▶ in_progress ──settle──▶ completed | failed | cancelled
 //!    ▲                    │
-//!    └── retry_later ─────┘
+//!    └── retry_later ─────┘     next_attempt: the agent again, in the same sandbox
 //!
 //! A worker reports what [`Happened`] to its attempt; [`RetryPolicy::decide`] turns that into a [`Fate`].
 
 use std::time::Duration;
 
-use crate::agent::{Outcome, Verdict};
+use crate::agent::{Failure, Outcome, Verdict};
 
 /// Why a turn failed: a stable code for programs and a text for people, which says the phase and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,6 +111,26 @@ pub enum Fate {
         /// For the turn's error columns while it waits.
         why: TurnError,
     },
+    /// Start the agent again, in the sandbox that it has.
+    NextAttempt {
+        /// Not before then.
+        delay: Duration,
+        /// Goes on in its conversation: finished tool calls are not done again.
+        resumes: bool,
+        /// For the turn's error columns until it has ended.
+        why: TurnError,
+    },
+}
+
+/// What went wrong with a turn before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Setbacks {
+    /// Start-ups that failed.
+    pub startups: u32,
+    /// Attempts whose agent failed.
+    pub agents: u32,
+    /// Sandboxes that vanished.
+    pub sandboxes: u32,
 }
 
 /// How often and how fast things are tried again.
@@ -127,16 +147,23 @@ pub struct RetryPolicy {
     pub startup_delay_max: Duration,
     /// Sandboxes of one turn that may vanish before it fails; each restarts it from scratch.
     pub sandboxes_lost_max: u32,
+    /// Attempts of one turn whose agent may fail before the turn does.
+    pub agent_tries: u32,
+    /// First pause after an agent failed; doubles with each.
+    #[serde(with = "humantime_serde")]
+    pub agent_delay: Duration,
+    /// Longest such pause: the sandbox is held meanwhile.
+    #[serde(with = "humantime_serde")]
+    pub agent_delay_max: Duration,
 }
 
 impl RetryPolicy {
-    /// Decides a turn's fate. `failures` and `sandboxes_lost` are those before this one; `chance` in 0..1
-    /// spreads the retries of a burst.
-    pub fn decide(&self, happened: &Happened, failures: u32, sandboxes_lost: u32, chance: f64) -> Fate {
+    /// Decides a turn's fate. `before` does not count this time; `chance` in 0..1 spreads the retries of a burst.
+    pub fn decide(&self, happened: &Happened, before: Setbacks, chance: f64) -> Fate {
         match happened {
             Happened::AgentEnded(outcome) => match &outcome.verdict {
                 Verdict::Completed => Fate::End { ending: Ending::Completed, error: None },
-                Verdict::Failed(failure) => failed(failure.code.as_str(), failure.message.clone()),
+                Verdict::Failed(failure) => self.after_agent(failure, before.agents, chance),
             },
             Happened::Cancelled { reason } => Fate::End {
                 ending: Ending::Cancelled,
@@ -146,14 +173,26 @@ impl RetryPolicy {
                 "turn_timeout",
                 "the turn's time limit was over; the agent was stopped and what it said is kept. Raise the pool's turn_timeout_s, or ask for less at once",
             ),
-            Happened::StartupFailed(failure) => self.after_startup(failure, failures, chance),
-            Happened::SandboxLost(cause) => self.after_loss(cause, sandboxes_lost, chance),
+            Happened::StartupFailed(failure) => self.after_startup(failure, before.startups, chance),
+            Happened::SandboxLost(cause) => self.after_loss(cause, before.sandboxes, chance),
             Happened::JournalDamaged { offset, size } => failed(
                 "journal_damaged",
                 format!(
                     "the agent's journal has {size} bytes, but {offset} were already copied from it: something in the sandbox has overwritten it"
                 ),
             ),
+        }
+    }
+
+    fn after_agent(&self, failure: &Failure, failures: u32, chance: f64) -> Fate {
+        if !failure.retryable || failures + 1 >= self.agent_tries {
+            return failed(failure.code.as_str(), failure.message.clone());
+        }
+        Fate::NextAttempt {
+            // At least half: the model's API has just had all the quick tries of the agent itself.
+            delay: doubled(self.agent_delay, failures, self.agent_delay_max).mul_f64(0.5 + chance / 2.0),
+            resumes: failure.code.keeps_conversation(),
+            why: TurnError::new(failure.code.as_str(), format!("{}; it goes on in its sandbox", failure.message)),
         }
     }
 
@@ -165,7 +204,9 @@ impl RetryPolicy {
             StartupFailure::Retry(cause) if failures + 1 >= self.startup_tries => {
                 return failed("sandbox_start_failed", format!("no sandbox after {} tries; the last error: {cause}", failures + 1));
             }
-            StartupFailure::Retry(cause) => (self.backoff(failures).mul_f64(chance), true, false, cause),
+            StartupFailure::Retry(cause) => {
+                (doubled(self.startup_delay, failures, self.startup_delay_max).mul_f64(chance), true, false, cause)
+            }
             StartupFailure::RateLimited(wait, cause) => (wait.mul_f64(1.0 + chance / 4.0), false, false, cause),
             StartupFailure::AtCapacity(cause) => (Duration::from_secs_f64(1.0 + 9.0 * chance), false, false, cause),
             StartupFailure::Blocked(cause) => (Duration::ZERO, false, true, cause),
@@ -194,11 +235,11 @@ impl RetryPolicy {
             ),
         }
     }
+}
 
-    /// The longest pause after this many failures; the actual one is drawn between zero and it.
-    fn backoff(&self, failures: u32) -> Duration {
-        self.startup_delay.saturating_mul(2u32.saturating_pow(failures.min(16))).min(self.startup_delay_max)
-    }
+/// The pause after this many failures.
+fn doubled(first: Duration, failures: u32, max: Duration) -> Duration {
+    first.saturating_mul(2u32.saturating_pow(failures.min(16))).min(max)
 }
 
 fn failed(code: &str, message: impl Into<String>) -> Fate {

@@ -72,6 +72,11 @@ macro_rules! error_codes {
             pub const fn retryable(self) -> bool {
                 match self { $(Self::$name => $retryable,)+ }
             }
+
+            /// Whether the agent's conversation is there to go on with.
+            pub fn keeps_conversation(self) -> bool {
+                self.as_str() != "session_not_found"
+            }
         }
     };
 }

@@ -57,7 +57,7 @@ struct PoolSet {
 
 /// The stand-in agent's command line, as a sandbox of the local server finds it.
 pub fn mock_agent() -> Vec<String> {
-    ["turnmill", "agent", "mock"].map(str::to_owned).to_vec()
+    ["turnmill", "agent", "mock", "--session-id={session}"].map(str::to_owned).to_vec()
 }
 
 impl Pools {

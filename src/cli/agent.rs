@@ -20,7 +20,7 @@ enum Which {
     /// TURNMILL_MOCK_SCRIPT, or a first line of the prompt like `/mock tools`; by default five blocks,
     /// half a second apart. Names: default, noop, tools, long, api-error, hang, crash, garbage, hostile.
     Mock {
-        /// As the real CLI's, ignored but for --script
+        /// As the real CLI's; only --script, --session-id and --resume mean something
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
         args: Vec<OsString>,
     },

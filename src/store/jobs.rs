@@ -27,6 +27,10 @@ pub struct Claimed {
     pub failures: i32,
     /// Sandboxes that vanished under the agent so far.
     pub sandboxes_lost: i32,
+    /// Attempts so far whose agent failed and was tried again in its sandbox.
+    pub agent_failures: i32,
+    /// This attempt goes on in the conversation of the one before.
+    pub resumes: bool,
     /// Bytes of the journal whose blocks are committed.
     pub journal_offset: i64,
     /// Seq of the next block.
@@ -89,6 +93,8 @@ impl Store {
                 generation: r.generation,
                 failures: r.failures,
                 sandboxes_lost: r.sandboxes_lost,
+                agent_failures: r.agent_failures,
+                resumes: r.resumes,
                 journal_offset: r.journal_offset,
                 next_seq: r.next_seq,
                 taken: if r.taken == "adopted" { Taken::Adopted } else { Taken::Claimed },

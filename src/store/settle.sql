@@ -14,7 +14,8 @@ added AS (
 ),
 turn AS (
     UPDATE turnmill.turns t
-    SET status = $5, error_code = $6, error_message = $7, usage = $8, cost_usd = $9::float8::numeric(14, 6),
+    SET status = $5, error_code = $6, error_message = $7, usage = turnmill.add_usage(t.usage, $8),
+        cost_usd = CASE WHEN $9::float8 IS NULL THEN t.cost_usd ELSE coalesce(t.cost_usd, 0) + $9::float8::numeric(14, 6) END,
         blocks = job.next_seq + $11::int, generation = job.generation, completed_at = clock_timestamp()
     FROM job WHERE t.id = job.turn_id
 ),

@@ -5,14 +5,17 @@ use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable as _};
 use serde_json::json;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
 use tracing::{Instrument as _, debug, error, info, info_span, warn};
 
 use super::follow::Copier;
+use super::running::Cancel;
 use super::{Assignment, Worker, follow, startup, upkeep};
 use crate::block::Block;
 use crate::sandbox::{Launch, SandboxError};
-use crate::store::{Claimed, Fenced, Releasing, Retry, Settle, is_outage};
-use crate::turn::{Ending, Fate, Happened, TurnError};
+use crate::store::{Claimed, Fenced, NextAttempt, Releasing, Retry, Settle, is_outage};
+use crate::turn::{Ending, Fate, Happened, Setbacks, TurnError};
 
 /// How long a released slot is left to its worker before anyone may kill the sandbox.
 const RELEASE_HOLD: Duration = Duration::from_secs(30);
@@ -46,29 +49,76 @@ pub(super) async fn run(worker: &Worker, mut assignment: Assignment) {
 }
 
 async fn attempt(worker: &Worker, assignment: &mut Assignment) -> Result<(), LetGo> {
-    let job = &assignment.job;
-    let mut copier = Copier::new(worker, job);
-    let mut held = Held { sandbox_id: job.sandbox_id.clone(), may_exist: true };
-
-    let ready = tokio::select! {
-        ready = startup::ready(worker, job, &mut held) => ready?,
-        reason = follow::cancelled(&mut assignment.cancel) => Err(Happened::Cancelled { reason }),
-    };
-    let happened = match ready {
-        Err(happened) => happened,
-        Ok(sandbox) => match startup::start(worker, job, &sandbox, &launch(worker, job)).await? {
-            Err(happened) => happened,
-            Ok(probe) => {
-                persist(|| worker.store.agent_started(job)).await?;
-                follow::to_the_end(worker, &sandbox, &mut copier, &mut assignment.cancel, probe).await?
+    let mut held = Held { sandbox_id: assignment.job.sandbox_id.clone(), may_exist: true };
+    let mut pause = Duration::ZERO;
+    loop {
+        let since = Instant::now();
+        let job = &assignment.job;
+        let mut copier = Copier::new(worker, job);
+        let happened = run_agent(worker, job, pause, &mut copier, &mut assignment.cancel, &mut held).await?;
+        let before = Setbacks { startups: count(job.failures), agents: count(job.agent_failures), sandboxes: count(job.sandboxes_lost) };
+        let fate = worker.config.retry.decide(&happened, before, rand::random());
+        match fate {
+            Fate::End { ending, error } => end(worker, job, &copier, &happened, ending, error, &held).await?,
+            Fate::RetryLater { delay, charged, restart, blocks_pool, why } => {
+                if blocks_pool {
+                    warn!(pool = %job.pool, "Pool {} is blocked: {}", job.pool, why.message);
+                    persist_free(|| worker.store.block_pool(&job.pool, &why.message)).await?;
+                }
+                let retry = Retry { delay, charged, restart, why: &why };
+                persist(|| worker.store.retry_later(job, &retry, held.hold())).await?;
+                warn!(turn.id = %job.turn_id, error.code = %why.code, failures = job.failures, delay_ms = delay.as_millis(), "Turn {} is tried again in {delay:?}: {}", job.turn_id, why.message);
             }
-        },
-    };
+            Fate::NextAttempt { delay, resumes, why } => {
+                let epoch = persist_free(|| worker.store.next_epoch()).await?;
+                let outcome = copier.outcome_of(&happened);
+                let next = NextAttempt {
+                    epoch,
+                    journal_offset: copier.committed(),
+                    blocks: &copier.dangling("the agent failed before this call returned"),
+                    resumes,
+                    usage: outcome.as_ref().and_then(|o| o.usage.as_ref()),
+                    cost_usd: outcome.as_ref().and_then(|o| o.cost_usd),
+                    why: &why,
+                };
+                let listed = worker.running.enter_again(&assignment.listed, epoch);
+                let next_seq = persist(|| worker.store.next_attempt(job, &next)).await?;
+                warn!(turn.id = %job.turn_id, error.code = %why.code, delay_ms = delay.as_millis(), "Turn {}: {}, in {delay:?}", job.turn_id, why.message);
+                assignment.listed = listed;
+                assignment.job.go_on(&next, next_seq, held.sandbox_id.clone(), since.elapsed());
+                pause = delay;
+                continue;
+            }
+        }
+        upkeep::release(worker, &held.releasing(job)).await;
+        return Ok(());
+    }
+}
 
-    let fate = worker.config.retry.decide(&happened, count(job.failures), count(job.sandboxes_lost), rand::random());
-    settle(worker, job, &copier, &happened, fate, &held).await?;
-    upkeep::release(worker, &held.releasing(job)).await;
-    Ok(())
+/// One start of the agent and all that it says; or why there was none.
+async fn run_agent(
+    worker: &Worker,
+    job: &Claimed,
+    pause: Duration,
+    copier: &mut Copier<'_>,
+    cancel: &mut watch::Receiver<Cancel>,
+    held: &mut Held,
+) -> Result<Happened, LetGo> {
+    let ready = tokio::select! {
+        ready = async { sleep(pause).await; startup::ready(worker, job, held).await } => ready?,
+        reason = follow::cancelled(cancel) => Err(Happened::Cancelled { reason }),
+    };
+    let sandbox = match ready {
+        Ok(sandbox) => sandbox,
+        Err(happened) => return Ok(happened),
+    };
+    match startup::start(worker, job, &sandbox, &launch(worker, job)).await? {
+        Err(happened) => Ok(happened),
+        Ok(probe) => {
+            persist(|| worker.store.agent_started(job)).await?;
+            follow::to_the_end(worker, &sandbox, copier, cancel, probe).await
+        }
+    }
 }
 
 /// What is known of the sandbox that the slot holds.
@@ -81,6 +131,10 @@ pub(super) struct Held {
 }
 
 impl Held {
+    fn hold(&self) -> Duration {
+        if self.sandbox_id.is_some() { RELEASE_HOLD } else { SEARCH_HOLD }
+    }
+
     fn releasing(&self, job: &Claimed) -> Releasing {
         Releasing {
             slot_id: job.slot_id,
@@ -92,33 +146,27 @@ impl Held {
     }
 }
 
-async fn settle(worker: &Worker, job: &Claimed, copier: &Copier<'_>, happened: &Happened, fate: Fate, held: &Held) -> Result<(), LetGo> {
-    let hold = if held.sandbox_id.is_some() { RELEASE_HOLD } else { SEARCH_HOLD };
-    match fate {
-        Fate::End { ending, error } => {
-            let outcome = copier.outcome_of(happened);
-            let settle = Settle {
-                ending,
-                blocks: last_blocks(copier, ending, error.as_ref()),
-                journal_offset: copier.committed(),
-                usage: outcome.as_ref().and_then(|o| o.usage.clone()),
-                cost_usd: outcome.as_ref().and_then(|o| o.cost_usd),
-                error,
-            };
-            persist(|| worker.store.settle(job, &settle, hold)).await?;
-            let code = settle.error.as_ref().map_or("", |e| &e.code);
-            info!(turn.id = %job.turn_id, turn.status = ending.as_str(), error.code = code, "Turn {} {} {code}", job.turn_id, ending.as_str());
-        }
-        Fate::RetryLater { delay, charged, restart, blocks_pool, why } => {
-            if blocks_pool {
-                warn!(pool = %job.pool, "Pool {} is blocked: {}", job.pool, why.message);
-                persist_free(|| worker.store.block_pool(&job.pool, &why.message)).await?;
-            }
-            let retry = Retry { delay, charged, restart, why: &why };
-            persist(|| worker.store.retry_later(job, &retry, hold)).await?;
-            warn!(turn.id = %job.turn_id, error.code = %why.code, failures = job.failures, delay_ms = delay.as_millis(), "Turn {} is tried again in {delay:?}: {}", job.turn_id, why.message);
-        }
-    }
+async fn end(
+    worker: &Worker,
+    job: &Claimed,
+    copier: &Copier<'_>,
+    happened: &Happened,
+    ending: Ending,
+    error: Option<TurnError>,
+    held: &Held,
+) -> Result<(), LetGo> {
+    let outcome = copier.outcome_of(happened);
+    let settle = Settle {
+        ending,
+        blocks: last_blocks(copier, ending, error.as_ref()),
+        journal_offset: copier.committed(),
+        usage: outcome.as_ref().and_then(|o| o.usage.clone()),
+        cost_usd: outcome.as_ref().and_then(|o| o.cost_usd),
+        error,
+    };
+    persist(|| worker.store.settle(job, &settle, held.hold())).await?;
+    let code = settle.error.as_ref().map_or("", |e| &e.code);
+    info!(turn.id = %job.turn_id, turn.status = ending.as_str(), error.code = code, "Turn {} {} {code}", job.turn_id, ending.as_str());
     Ok(())
 }
 
@@ -137,7 +185,7 @@ fn last_blocks(copier: &Copier<'_>, ending: Ending, error: Option<&TurnError>) -
 
 /// The agent's command line, environment and input. The prompt is in the input only.
 fn launch(worker: &Worker, job: &Claimed) -> Launch {
-    let mut command: Vec<String> = job.agent.iter().map(|word| word.replace("{session}", &job.agent_session_id)).collect();
+    let mut command: Vec<String> = job.agent.iter().map(|word| session_word(job, word)).collect();
     for (key, value) in job.options.as_object().into_iter().flatten() {
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         command.push(format!("--{}={value}", key.replace('_', "-")));
@@ -150,6 +198,10 @@ fn launch(worker: &Worker, job: &Claimed) -> Launch {
         .map(|(name, value)| (name.clone(), value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
         .collect();
     environment.insert("PROJECT_ID".to_owned(), job.project_id.clone());
+    if job.resumes {
+        // Claude Code answers a message that it has seen with nothing, unless told to go on where it stopped.
+        environment.insert("CLAUDE_CODE_RESUME_INTERRUPTED_TURN".to_owned(), "1".to_owned());
+    }
     worker.credentials.add_to(&mut environment);
     let input = json!({
         "type": "user",
@@ -168,11 +220,16 @@ fn launch(worker: &Worker, job: &Claimed) -> Launch {
     }
 }
 
+fn session_word(job: &Claimed, word: &str) -> String {
+    let word = if job.resumes && word == "--session-id={session}" { "--resume={session}" } else { word };
+    word.replace("{session}", &job.agent_session_id)
+}
+
 /// Repeats a fenced write for as long as the database is away. Who holds no lease any more is dropped from
 /// outside, so this needs no limit of its own.
-pub(super) async fn persist<F>(write: impl Fn() -> F) -> Result<(), LetGo>
+pub(super) async fn persist<T, F>(write: impl Fn() -> F) -> Result<T, LetGo>
 where
-    F: Future<Output = sqlx::Result<Result<(), Fenced>>>,
+    F: Future<Output = sqlx::Result<Result<T, Fenced>>>,
 {
     Ok(persist_free(write).await??)
 }

@@ -29,7 +29,8 @@ pub struct Assignment {
     /// Changes when somebody wants the turn cancelled.
     pub cancel: watch::Receiver<Cancel>,
     _permit: OwnedSemaphorePermit,
-    _listed: Guard,
+    /// Keeps it on the list of what runs here.
+    pub(super) listed: Guard,
 }
 
 /// Claims until `stop`. Permits are counted here, so that nothing is claimed that can't start now.
@@ -86,7 +87,7 @@ fn assign(worker: &Worker, job: Claimed, era: &CancellationToken, stop: &Cancell
     tokio::spawn(async move {
         tokio::select! { () = stop.cancelled() => ends.cancel(), () = ends.cancelled() => {} }
     });
-    Assignment { job, era: turn_era, cancel, _permit: permit, _listed: listed }
+    Assignment { job, era: turn_era, cancel, _permit: permit, listed }
 }
 
 /// Waits for one free permit and takes all that are free with it.

@@ -14,7 +14,7 @@ pub struct Running {
     turns: Arc<Mutex<HashMap<i64, Entry>>>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Entry {
     turn_id: String,
     cancel: watch::Sender<Cancel>,
@@ -34,6 +34,16 @@ impl Running {
         let receiver = cancel.subscribe();
         self.lock().insert(epoch, Entry { turn_id: turn_id.to_owned(), cancel });
         (Guard { running: self.clone(), epoch }, receiver)
+    }
+
+    /// Lists the turn under its next epoch as well, before the database knows that one. Who drops the old guard
+    /// only when the database does leaves no moment in which the turn looks like nobody's.
+    pub(super) fn enter_again(&self, guard: &Guard, epoch: i64) -> Guard {
+        let mut turns = self.lock();
+        if let Some(entry) = turns.get(&guard.epoch).cloned() {
+            turns.insert(epoch, entry);
+        }
+        Guard { running: self.clone(), epoch }
     }
 
     /// Epochs on the list.

@@ -8,7 +8,7 @@ use crate::harness::Running;
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
 async fn whatever_an_agent_prints_its_blocks_are_stored_and_the_turn_ends_as_it_should(pool: PgPool) {
-    let all = Running::start(pool).await;
+    let all = Running::with(pool, |config| config.retry.agent_tries = 1).await;
     let cases = [
         ("tools", None),
         ("hostile", None),

@@ -132,7 +132,7 @@ async fn the_doctor_finds_what_is_wrong_and_what_is_not(pool: PgPool) {
 
 #[tokio::test]
 async fn the_stand_in_agent_stops_at_sigint_as_the_real_one_does() {
-    let mut agent = turnmill(&["agent", "mock", "--script=hang", "--session-id=x"]);
+    let mut agent = turnmill(&["agent", "mock", "--script=hang", "--verbose"]);
     let mut agent = agent.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let message = json!({ "type": "user", "uuid": "u1", "message": { "role": "user", "content": [{ "type": "text", "text": "hi" }] } });
     let mut stdin = agent.stdin.take().unwrap();

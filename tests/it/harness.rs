@@ -318,12 +318,13 @@ pub fn config(e2b_url: &str) -> Config {
     config.worker.stop_grace = Duration::from_secs(2);
     config.worker.poll = Duration::from_millis(100);
     config.retry.startup_delay = Duration::from_millis(100);
+    config.retry.agent_delay = Duration::from_millis(100);
     config
 }
 
 /// The pool `default` runs the stand-in agent and notes its starts.
 pub async fn use_mock(store: &Store, ledger: &Path) {
-    let agent = ["turnmill", "agent", "mock"].map(str::to_owned).to_vec();
+    let agent = ["turnmill", "agent", "mock", "--session-id={session}"].map(str::to_owned).to_vec();
     let change = PoolChange {
         cap: Some(4),
         agent: Some(agent),

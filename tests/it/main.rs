@@ -12,6 +12,7 @@ mod enqueue;
 mod fence;
 mod house;
 mod queue;
+mod retries;
 mod runtime;
 mod sandboxes;
 mod supervisor;

@@ -1,8 +1,10 @@
 //! A program that speaks like Claude Code, from a script: what tests and the demo run instead of a model.
 //!
 //! It reads one message of stream-json from stdin, prints events to stdout, stops at SIGINT as the real one does,
-//! and makes the same events again for the same message, uuids included.
+//! and makes the same events again for the same message, uuids included. `--session-id` and `--resume` work as there:
+//! a resumed script goes on behind the step where it failed.
 
+mod memory;
 mod script;
 mod speech;
 
@@ -13,17 +15,18 @@ use std::process::ExitCode;
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
+use memory::Memory;
 pub use script::Script;
 use speech::Speech;
 
 /// Plays the agent: `--script=NAME|FILE|JSON`, else `TURNMILL_MOCK_SCRIPT`, else `/mock SCRIPT` in the message.
 pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
     match prepare(args) {
-        Ok((script, message)) => {
+        Ok((script, message, memory)) => {
             let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
                 return fail("can't start its runtime");
             };
-            runtime.block_on(perform(&script, &message))
+            runtime.block_on(perform(&script, &message, memory))
         }
         Err(error) => fail(&format!("{error:#}")),
     }
@@ -53,21 +56,22 @@ struct Message {
     uuid: String,
 }
 
-fn prepare(args: impl Iterator<Item = OsString>) -> anyhow::Result<(Script, Message)> {
+fn prepare(args: impl Iterator<Item = OsString>) -> anyhow::Result<(Script, Message, Memory)> {
+    let args: Vec<String> = args.filter_map(|arg| arg.into_string().ok()).collect();
     let mut input = Vec::new();
     std::io::stdin().read_to_end(&mut input)?;
     let first = input.split(|&byte| byte == b'\n').next().unwrap_or_default();
     let event: Value =
         serde_json::from_slice(first).map_err(|error| anyhow::anyhow!("Error: Input must be one JSON message a line: {error}"))?;
     let prompt = event["message"]["content"][0]["text"].as_str().or_else(|| event["message"]["content"].as_str()).unwrap_or_default();
-    let given = args.filter_map(|arg| arg.into_string().ok()).find_map(|arg| arg.strip_prefix("--script=").map(str::to_owned));
+    let given = args.iter().find_map(|arg| arg.strip_prefix("--script=").map(str::to_owned));
     let name = given
         .or_else(|| prompt.lines().next()?.strip_prefix("/mock ").map(str::to_owned))
         .or_else(|| std::env::var("TURNMILL_MOCK_SCRIPT").ok())
         .unwrap_or_else(|| "default".to_owned());
     let message = Message { uuid: event["uuid"].as_str().unwrap_or("00000000-0000-0000-0000-000000000000").to_owned() };
     note_start(&message)?;
-    Ok((Script::find(name.trim())?, message))
+    Ok((Script::find(name.trim())?, message, Memory::open(&args)?))
 }
 
 /// One line per start in `TURNMILL_MOCK_LEDGER`: how tests and the demo count them.
@@ -78,17 +82,22 @@ fn note_start(message: &Message) -> anyhow::Result<()> {
     Ok(ledger.write_all(format!("{line}\n").as_bytes())?)
 }
 
-async fn perform(script: &Script, message: &Message) -> ExitCode {
+async fn perform(script: &Script, message: &Message, mut memory: Memory) -> ExitCode {
     let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
         return fail("can't listen for signals");
     };
-    let mut speech = Speech::new(&message.uuid);
+    if memory.lost() {
+        say(&Speech::new(&message.uuid).no_conversation());
+        return ExitCode::FAILURE;
+    }
+    let mut speech = Speech::going_on(&message.uuid, memory.events());
     if !script.foreign {
         say(&[speech.init()]);
     }
     let play = async {
-        for step in &script.steps {
+        for (done, step) in script.steps.iter().enumerate().skip(memory.steps()) {
             tokio::time::sleep(script.pause_before(step)).await;
+            memory.note(done + 1, speech.events());
             match speech.step(step) {
                 speech::Act::Say(lines) => say(&lines),
                 speech::Act::Sleep(time) => tokio::time::sleep(time).await,

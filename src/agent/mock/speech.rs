@@ -26,7 +26,25 @@ pub(super) struct Speech {
 
 impl Speech {
     pub fn new(message_uuid: &str) -> Self {
-        Self { message_uuid: message_uuid.to_owned(), count: 0, last: Vec::new() }
+        Self::going_on(message_uuid, 0)
+    }
+
+    /// Behind this many events.
+    pub fn going_on(message_uuid: &str, count: u64) -> Self {
+        Self { message_uuid: message_uuid.to_owned(), count, last: Vec::new() }
+    }
+
+    /// Events so far.
+    pub fn events(&self) -> u64 {
+        self.count
+    }
+
+    /// What the real one says when it is to resume a conversation that isn't there.
+    pub fn no_conversation(&mut self) -> Vec<Vec<u8>> {
+        vec![self.event(json!({
+            "type": "result", "subtype": "error_during_execution", "is_error": true,
+            "errors": ["No conversation found with this session ID"], "total_cost_usd": 0, "usage": {},
+        }))]
     }
 
     pub fn init(&mut self) -> Vec<u8> {
