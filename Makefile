@@ -23,6 +23,10 @@ test: setup ## all tests, on a Postgres of their own
 test-sdk: setup ## the official E2B SDKs against the local server
 	@scripts/test-sdk
 
+.PHONY: test-claude
+test-claude: setup ## the real Claude Code CLI in local sandboxes
+	@scripts/with-postgres scripts/test-claude
+
 .PHONY: lint
 lint: setup ## formatting, clippy, docs, .sqlx, dependencies
 	@$(CARGO) fmt --check
