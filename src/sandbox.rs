@@ -11,8 +11,14 @@ use futures::{Stream, StreamExt as _};
 use serde::Deserialize;
 
 use crate::e2b::{self, Command, Envd, EnvdError, ProcessEvent};
+use crate::store::PoolHooks;
 
 const SUPERVISOR: &str = include_str!("../e2b/run-turn");
+
+/// The hooks that pools have unless they have their own: they speak uspark, where the template has it.
+const PREPARE: &str = include_str!("../e2b/hooks/prepare");
+const WATCH: &str = include_str!("../e2b/hooks/watch");
+const FINISH: &str = include_str!("../e2b/hooks/finish");
 
 /// Where the supervisor keeps its state; below `$TURNMILL_ROOT`, which only the local server sets.
 const STATE: &str = "/var/lib/turnmill";
@@ -38,12 +44,35 @@ pub struct Launch {
     pub command: Vec<String>,
     /// Environment of the agent, secrets among it.
     pub environment: BTreeMap<String, String>,
+    /// What runs around it.
+    pub hooks: PoolHooks,
+    /// Environment of the hooks, secrets among it.
+    pub hook_environment: BTreeMap<String, String>,
     /// One line for its standard input.
     pub input: String,
     /// Where it starts; `None` = its home.
     pub workdir: Option<String>,
     /// Most bytes of its journal.
     pub journal_max_bytes: u64,
+}
+
+impl Launch {
+    /// As `run-turn start` wants them: whose each is, is in its name.
+    fn variables(&self) -> BTreeMap<String, String> {
+        let named = |owner: &'static str| move |(name, value): (&String, &String)| (format!("{owner}__{name}"), value.clone());
+        let script = |own: &Option<String>, shipped: &str| own.clone().unwrap_or_else(|| shipped.to_owned());
+        let hooks = &self.hooks;
+        let agents = self.environment.iter().map(named("AGENT"));
+        let theirs = self.hook_environment.iter().map(named("HOOK"));
+        let ours = [
+            ("PREPARE", script(&hooks.prepare, PREPARE)),
+            ("PREPARE_LIMIT", hooks.prepare_timeout_s.to_string()),
+            ("WATCH", script(&hooks.watch, WATCH)),
+            ("FINISH", script(&hooks.finish, FINISH)),
+            ("FINISH_LIMIT", hooks.finish_timeout_s.to_string()),
+        ];
+        agents.chain(theirs).chain(ours.map(|(name, value)| (format!("TURNMILL_{name}"), value))).collect()
+    }
 }
 
 /// What the supervisor says of an attempt.
@@ -85,9 +114,12 @@ pub struct AgentExit {
     pub status: i32,
     /// The journal's final size.
     pub journal_bytes: u64,
-    /// Why the supervisor ended it, if it did.
+    /// Why the supervisor ended it or did not start it, if so.
     #[serde(default)]
     pub reason: Option<String>,
+    /// What went wrong with the hook after it.
+    #[serde(default)]
+    pub finish: Option<String>,
 }
 
 /// Signals that the supervisor passes on to the agent's process group.
@@ -155,7 +187,7 @@ impl Sandbox {
         }
         args.push("--");
         args.extend(launch.command.iter().map(String::as_str));
-        self.verb("start", &args, launch.environment.clone()).await
+        self.verb("start", &args, launch.variables()).await
     }
 
     /// Asks how the attempt is.

@@ -12,8 +12,10 @@ pub struct Exit {
     pub status: i32,
     /// The end of what it printed on stderr.
     pub stderr_tail: String,
-    /// Its supervisor ended it, because it printed more than its journal may hold.
-    pub journal_full: bool,
+    /// Why its supervisor ended it or did not start it: `journal_full`, or what went wrong with `prepare`.
+    pub reason: Option<String>,
+    /// What went wrong with the hook after it.
+    pub finish: Option<String>,
 }
 
 /// What an attempt came to.
@@ -75,7 +77,7 @@ macro_rules! error_codes {
 
             /// Whether the agent's conversation is there to go on with.
             pub fn keeps_conversation(self) -> bool {
-                self.as_str() != "session_not_found"
+                !matches!(self.as_str(), "session_not_found" | "prepare_failed" | "prepare_timeout")
             }
         }
     };
@@ -120,6 +122,18 @@ error_codes! {
     AgentGarbage = "agent_garbage", false;
     /// It printed more than its journal may hold.
     JournalFull = "journal_full", false;
+    /// The hook that fetches the project's files misses something that no other try will bring.
+    PrepareConfig = "prepare_config", false;
+    /// The hook that fetches the project's files failed.
+    PrepareFailed = "prepare_failed", true;
+    /// It took too long.
+    PrepareTimeout = "prepare_timeout", true;
+    /// The hook that saves the project's files misses something that no other try will bring.
+    FinishConfig = "finish_config", false;
+    /// The hook that saves the project's files failed.
+    FinishFailed = "finish_failed", true;
+    /// It took too long.
+    FinishTimeout = "finish_timeout", true;
     /// A signal ended it, which we did not send.
     AgentKilled = "agent_killed", true;
     /// It ended in the middle.
@@ -174,16 +188,46 @@ impl Seen {
 pub(super) fn decide(seen: &Seen, message_uuid: Option<&str>, exit: &Exit) -> Outcome {
     let result = primary(&seen.results, message_uuid);
     let verdict = match result {
-        _ if exit.journal_full => failed(
-            ErrorCode::JournalFull,
-            "the agent printed more than its journal may hold and was stopped; see worker.journal_max_bytes".to_owned(),
-        ),
-        Some(result) if exit.status == 0 && is_good(result) => Verdict::Completed,
+        _ if exit.reason.is_some() => stopped(exit),
+        Some(result) if exit.status == 0 && is_good(result) => finished(exit),
         Some(result) => from_result(result, seen.api_error.as_ref()),
-        None if exit.status == 0 && seen.flat_events > 0 && seen.events == 0 => Verdict::Completed,
+        None if exit.status == 0 && seen.flat_events > 0 && seen.events == 0 => finished(exit),
         None => without_result(seen, exit),
     };
     Outcome { verdict, usage: result.map(|result| result["usage"].clone()).filter(|usage| !usage.is_null()), cost_usd: cost(&seen.results) }
+}
+
+/// The supervisor did not let it run, or not to its end.
+fn stopped(exit: &Exit) -> Verdict {
+    let said = exit.stderr_tail.trim();
+    let (code, text) = match exit.reason.as_deref() {
+        Some("journal_full") => (
+            ErrorCode::JournalFull,
+            "the agent printed more than its journal may hold and was stopped; see worker.journal_max_bytes".to_owned(),
+        ),
+        Some("prepare_config") => (ErrorCode::PrepareConfig, format!("the project's files can't be fetched as it is configured: {said}")),
+        Some("prepare_timeout") => {
+            (ErrorCode::PrepareTimeout, format!("fetching the project's files took longer than the pool's prepare_timeout_s: {said}"))
+        }
+        _ => (ErrorCode::PrepareFailed, format!("fetching the project's files failed: {said}")),
+    };
+    failed(code, text)
+}
+
+/// The agent did its work; what it changed must be saved as well.
+fn finished(exit: &Exit) -> Verdict {
+    let said = exit.stderr_tail.trim();
+    match exit.finish.as_deref() {
+        None => Verdict::Completed,
+        Some("finish_config") => {
+            failed(ErrorCode::FinishConfig, format!("the agent finished, but its files can't be saved as it is configured: {said}"))
+        }
+        Some("finish_timeout") => {
+            let text = format!("the agent finished, but saving its files took longer than the pool's finish_timeout_s: {said}");
+            failed(ErrorCode::FinishTimeout, text)
+        }
+        Some(_) => failed(ErrorCode::FinishFailed, format!("the agent finished, but its files could not be saved: {said}")),
+    }
 }
 
 /// The result of our message; a process may print more, of tasks that ended in the background.

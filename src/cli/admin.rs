@@ -47,6 +47,15 @@ struct PoolSet {
     /// Seconds after which a turn is stopped
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(i32).range(1..))]
     turn_timeout: Option<i32>,
+    /// Bash script that brings the project's files into a new sandbox: a file, "uspark" (the default) or "none"
+    #[arg(long, value_name = "FILE", value_parser = hook)]
+    prepare: Option<Hook>,
+    /// Bash script that gets the agent's journal on its standard input: a file, "uspark" or "none"
+    #[arg(long, value_name = "FILE", value_parser = hook)]
+    watch: Option<Hook>,
+    /// Bash script that brings the files back: a file, "uspark" or "none"
+    #[arg(long, value_name = "FILE", value_parser = hook)]
+    finish: Option<Hook>,
     /// Take no more turns from it
     #[arg(long, conflicts_with = "resume")]
     pause: bool,
@@ -58,6 +67,18 @@ struct PoolSet {
 /// The stand-in agent's command line, as a sandbox of the local server finds it.
 pub fn mock_agent() -> Vec<String> {
     ["turnmill", "agent", "mock", "--session-id={session}"].map(str::to_owned).to_vec()
+}
+
+/// A hook's script; `None` = the shipped one, empty = none.
+#[derive(Debug, Clone)]
+struct Hook(Option<String>);
+
+fn hook(value: &str) -> Result<Hook, String> {
+    Ok(Hook(match value {
+        "uspark" => None,
+        "none" => Some(String::new()),
+        file => Some(std::fs::read_to_string(file).map_err(|error| format!("{error}: give a file, \"uspark\" or \"none\""))?),
+    }))
 }
 
 impl Pools {
@@ -78,6 +99,9 @@ impl Pools {
                 agent_env: None,
                 turn_timeout_s: set.turn_timeout,
                 state: state.map(str::to_owned),
+                prepare: set.prepare.map(|hook| hook.0),
+                watch: set.watch.map(|hook| hook.0),
+                finish: set.finish.map(|hook| hook.0),
             };
             store.set_pool(&set.name, &change).await.with_context(|| format!("pool \"{}\" was not changed", set.name))?;
         }

@@ -1,4 +1,5 @@
-//! Where an agent's credentials come from. For now the fixed key in the worker's environment.
+//! Where credentials come from: for now fixed ones in the worker's environment. The agent gets the model's key and
+//! the hooks the project's token; neither gets the other's.
 
 use std::collections::BTreeMap;
 
@@ -12,23 +13,27 @@ const FIXED: [(&str, &str); 4] = [
     ("CLAUDE_CODE_OAUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN"),
 ];
 
-/// What an agent gets in its environment to reach its model.
+/// The project's token, for the hooks that move its files.
+const PROJECT_TOKEN: &str = "USPARK_TOKEN";
+
+/// What an agent gets in its environment to reach its model, and its hooks to reach the project.
 #[derive(Debug, Default)]
 pub struct Credentials {
     variables: Vec<(&'static str, SecretString)>,
     source: Option<&'static str>,
+    project_token: Option<SecretString>,
 }
 
 impl Credentials {
     /// The first fixed key that the environment has. None is no error: the mock agent needs none.
     pub fn from_environment(variable: impl Fn(&str) -> Option<String>) -> Self {
-        FIXED
-            .iter()
-            .find_map(|(ours, theirs)| {
-                let value = variable(ours).filter(|value| !value.is_empty())?;
-                Some(Self { variables: vec![(theirs, value.into())], source: Some(ours) })
-            })
-            .unwrap_or_default()
+        let given = |name: &str| variable(name).filter(|value| !value.is_empty()).map(SecretString::from);
+        let key = FIXED.iter().find_map(|(ours, theirs)| Some((ours, (*theirs, given(ours)?))));
+        Self {
+            source: key.as_ref().map(|(ours, _)| **ours),
+            variables: key.into_iter().map(|(_, variable)| variable).collect(),
+            project_token: given(PROJECT_TOKEN),
+        }
     }
 
     /// The variable that it came from, for people.
@@ -40,6 +45,13 @@ impl Credentials {
     pub fn add_to(&self, environment: &mut BTreeMap<String, String>) {
         for (name, value) in &self.variables {
             environment.insert((*name).to_owned(), value.expose_secret().to_owned());
+        }
+    }
+
+    /// Adds the project's token to the environment of hooks.
+    pub fn add_project_token_to(&self, environment: &mut BTreeMap<String, String>) {
+        if let Some(token) = &self.project_token {
+            environment.insert(PROJECT_TOKEN.to_owned(), token.expose_secret().to_owned());
         }
     }
 }

@@ -131,6 +131,11 @@ SELECT job.turn_id            AS "turn_id!",
        pool.agent             AS "agent!",
        pool.agent_env         AS "agent_env!",
        pool.workdir           AS "workdir?",
+       pool.prepare           AS "prepare?",
+       pool.watch             AS "watch?",
+       pool.finish            AS "finish?",
+       pool.prepare_timeout_s AS "prepare_timeout_s!",
+       pool.finish_timeout_s  AS "finish_timeout_s!",
        pool.sandbox_timeout_s AS "sandbox_timeout_s!",
        greatest(pool.turn_timeout_s - extract(epoch FROM clock_timestamp() - turn.started_at), 0)::float8 AS "seconds_left!"
 FROM job

@@ -61,10 +61,27 @@ pub struct Claimed {
     pub agent_env: serde_json::Value,
     /// Where the agent starts.
     pub workdir: Option<String>,
+    /// The pool's hooks; `None` = the shipped one.
+    pub hooks: PoolHooks,
     /// How long a sandbox outlives its last extension.
     pub sandbox_timeout: Duration,
     /// What is left of the turn's limit, by the database's clock.
     pub time_left: Duration,
+}
+
+/// What a pool runs in its sandboxes around the agent: `None` = the shipped script, empty = none.
+#[derive(Debug, Clone, Default)]
+pub struct PoolHooks {
+    /// Brings the project's files in.
+    pub prepare: Option<String>,
+    /// Gets the journal while it grows.
+    pub watch: Option<String>,
+    /// Brings the files back.
+    pub finish: Option<String>,
+    /// Seconds for prepare.
+    pub prepare_timeout_s: i32,
+    /// Seconds for finish.
+    pub finish_timeout_s: i32,
 }
 
 /// How a job came to a worker.
@@ -110,6 +127,13 @@ impl Store {
                 agent: r.agent,
                 agent_env: r.agent_env,
                 workdir: r.workdir,
+                hooks: PoolHooks {
+                    prepare: r.prepare,
+                    watch: r.watch,
+                    finish: r.finish,
+                    prepare_timeout_s: r.prepare_timeout_s,
+                    finish_timeout_s: r.finish_timeout_s,
+                },
                 sandbox_timeout: Duration::from_secs(u64::try_from(r.sandbox_timeout_s).unwrap_or(60)),
                 time_left: Duration::from_secs_f64(r.seconds_left),
             })

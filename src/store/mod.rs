@@ -33,7 +33,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 
 pub use blocks::{Answer, Append, Position};
 pub use fleet::Fleet;
-pub use jobs::{Claimed, Taken};
+pub use jobs::{Claimed, PoolHooks, Taken};
 pub use listen::Wake;
 pub use next_attempt::NextAttempt;
 pub use pools::{Pool, PoolChange};

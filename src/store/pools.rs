@@ -36,6 +36,12 @@ pub struct PoolChange {
     pub agent_env: Option<serde_json::Value>,
     /// Longest turn, seconds.
     pub turn_timeout_s: Option<i32>,
+    /// Script that brings the project's files in; `Some(None)` = the shipped one, an empty one = none.
+    pub prepare: Option<Option<String>>,
+    /// Script that gets the journal; as `prepare`.
+    pub watch: Option<Option<String>>,
+    /// Script that brings the files back; as `prepare`.
+    pub finish: Option<Option<String>>,
     /// active or paused.
     pub state: Option<String>,
 }
@@ -64,7 +70,10 @@ impl Store {
                agent_env = coalesce($5, agent_env), turn_timeout_s = coalesce($6, turn_timeout_s),
                state_at = CASE WHEN $7 <> state THEN clock_timestamp() ELSE state_at END,
                state_reason = CASE WHEN $7 IS NULL OR $7 = state THEN state_reason END,
-               state = coalesce($7, state)
+               state = coalesce($7, state),
+               prepare = CASE WHEN $8 THEN $9 ELSE prepare END,
+               watch = CASE WHEN $10 THEN $11 ELSE watch END,
+               finish = CASE WHEN $12 THEN $13 ELSE finish END
              WHERE name = $1",
             name,
             change.cap,
@@ -73,6 +82,12 @@ impl Store {
             change.agent_env,
             change.turn_timeout_s,
             change.state,
+            change.prepare.is_some(),
+            change.prepare.clone().flatten(),
+            change.watch.is_some(),
+            change.watch.clone().flatten(),
+            change.finish.is_some(),
+            change.finish.clone().flatten(),
         )
         .execute(&mut *tx)
         .await?;

@@ -197,7 +197,6 @@ fn launch(worker: &Worker, job: &Claimed) -> Launch {
         .flatten()
         .map(|(name, value)| (name.clone(), value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
         .collect();
-    environment.insert("PROJECT_ID".to_owned(), job.project_id.clone());
     if job.resumes {
         // Claude Code answers a message that it has seen with nothing, unless told to go on where it stopped.
         environment.insert("CLAUDE_CODE_RESUME_INTERRUPTED_TURN".to_owned(), "1".to_owned());
@@ -211,9 +210,13 @@ fn launch(worker: &Worker, job: &Claimed) -> Launch {
         // Literal text: a slash command or @path in it is not interpreted.
         "client_composed": true,
     });
+    let mut hook_environment = BTreeMap::from([("PROJECT_ID".to_owned(), job.project_id.clone())]);
+    worker.credentials.add_project_token_to(&mut hook_environment);
     Launch {
         command,
         environment,
+        hooks: job.hooks.clone(),
+        hook_environment,
         input: input.to_string(),
         workdir: job.workdir.clone(),
         journal_max_bytes: worker.config.worker.journal_max_bytes,

@@ -352,5 +352,5 @@ impl Silence {
 }
 
 fn exit_of(exit: &AgentExit, stderr_tail: String) -> Exit {
-    Exit { status: exit.status, stderr_tail, journal_full: exit.reason.as_deref() == Some("journal_full") }
+    Exit { status: exit.status, stderr_tail, reason: exit.reason.clone(), finish: exit.finish.clone() }
 }

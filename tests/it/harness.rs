@@ -346,7 +346,11 @@ impl RunningWorker {
     }
 
     pub async fn with(fleet: &Fleet, config: Config) -> Self {
-        let worker = Worker::register(fleet.store.clone(), Arc::new(config), Credentials::default(), &TaskTracker::new()).await.unwrap();
+        Self::with_credentials(fleet, config, Credentials::default()).await
+    }
+
+    pub async fn with_credentials(fleet: &Fleet, config: Config, credentials: Credentials) -> Self {
+        let worker = Worker::register(fleet.store.clone(), Arc::new(config), credentials, &TaskTracker::new()).await.unwrap();
         let stop = CancellationToken::new();
         let running = tokio::spawn(worker.run(stop.clone()));
         Self { stop, running }

@@ -10,6 +10,7 @@ mod crash;
 mod end_to_end;
 mod enqueue;
 mod fence;
+mod hooks;
 mod house;
 mod queue;
 mod retries;
