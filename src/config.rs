@@ -9,9 +9,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use secrecy::SecretString;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
+use crate::e2b::ApiVersion;
 use crate::turn::RetryPolicy;
 
 const DEFAULTS: &str = include_str!("../config/default.toml");
@@ -90,8 +92,36 @@ pub struct E2b {
     pub domain: String,
     /// Data plane, may contain `{sandbox_id}` and `{port}`; empty = E2B's own rule.
     pub sandbox_url: String,
-    /// `v2` or `v1` of the create endpoint.
+    /// `v2` or `v1` of the create endpoint, for pools that don't say.
     pub api_version: String,
+    /// Extra headers of every request, `Name: value; Name: value`.
+    pub headers: SecretString,
+    /// How often a sandbox's stream must say something.
+    #[serde(with = "humantime_serde")]
+    pub keepalive: Duration,
+}
+
+impl E2b {
+    /// Which endpoints to use, for a pool with or without a say.
+    pub fn api_version(&self, pool: Option<&str>) -> ApiVersion {
+        // Both were checked: one when the configuration was read, the other by the database.
+        pool.unwrap_or(&self.api_version).parse().unwrap_or(ApiVersion::V2)
+    }
+
+    /// The extra headers.
+    pub fn headers(&self) -> anyhow::Result<HeaderMap> {
+        let given = self.headers.expose_secret().split(';').map(str::trim).filter(|header| !header.is_empty());
+        given
+            .map(|header| {
+                // Not said in the error: it may be a secret.
+                let parts = header.split_once(':').and_then(|(name, value)| Some((name.trim().parse().ok()?, value.trim().parse().ok()?)));
+                let (name, mut value): (HeaderName, HeaderValue) =
+                    parts.context("e2b.headers must look like: Name: value; Other-Name: value")?;
+                value.set_sensitive(true);
+                Ok((name, value))
+            })
+            .collect()
+    }
 }
 
 impl Config {
@@ -135,11 +165,10 @@ impl Config {
             w.heartbeat,
             w.lease
         );
-        anyhow::ensure!(
-            matches!(self.e2b.api_version.as_str(), "v1" | "v2"),
-            "e2b.api_version is v1 or v2, not {:?}",
-            self.e2b.api_version
-        );
+        self.e2b.api_version.parse::<ApiVersion>().map_err(anyhow::Error::msg).context("e2b.api_version")?;
+        self.e2b.headers()?;
+        // E2B's daemon dies of an interval of zero.
+        anyhow::ensure!(self.e2b.keepalive >= Duration::from_secs(1), "e2b.keepalive must be at least 1s");
         anyhow::ensure!(self.database.connections >= 2, "database.connections must be at least 2");
         Ok(())
     }

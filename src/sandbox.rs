@@ -23,6 +23,9 @@ const FINISH: &str = include_str!("../e2b/hooks/finish");
 /// Where the supervisor keeps its state; below `$TURNMILL_ROOT`, which only the local server sets.
 const STATE: &str = "/var/lib/turnmill";
 
+/// The supervisor's exit code where the template does not fit; a shell's are 126 and 127.
+const UNFIT: i32 = 69;
+
 /// Constant text: no byte of a prompt, an option or a name is ever part of a shell string.
 const RUN: &str = r#"exec /bin/bash "${TURNMILL_ROOT:-}/var/lib/turnmill/in/$1/run-turn" --epoch "$@""#;
 
@@ -32,6 +35,7 @@ pub struct Sandbox {
     client: e2b::Client,
     envd: Envd,
     id: String,
+    envd_version: Option<String>,
     epoch: i64,
     attempt: i32,
     deadline: Duration,
@@ -145,6 +149,12 @@ pub enum SandboxError {
     /// No answer, or not now: try again.
     #[error("the sandbox can't be reached: {0}")]
     Unreachable(String),
+    /// It lacks something that the supervisor needs, or was built for another version of it.
+    #[error("the template does not fit this worker: {0}")]
+    Unfit(String),
+    /// No space left in it.
+    #[error("the sandbox's disk is full: {0}")]
+    DiskFull(String),
     /// It answered with something that trying again won't change.
     #[error("the sandbox refused: {0}")]
     Refused(String),
@@ -154,6 +164,7 @@ impl From<EnvdError> for SandboxError {
     fn from(error: EnvdError) -> Self {
         match error {
             EnvdError::Gone => Self::Gone,
+            EnvdError::DiskFull(text) => Self::DiskFull(text),
             EnvdError::NotReady(_) | EnvdError::Unreachable(_) | EnvdError::DeadlineExceeded => Self::Unreachable(error.to_string()),
             other => Self::Refused(other.to_string()),
         }
@@ -163,12 +174,25 @@ impl From<EnvdError> for SandboxError {
 impl Sandbox {
     /// Over a sandbox that E2B says is running.
     pub fn new(client: &e2b::Client, sandbox: &e2b::Sandbox, epoch: i64, attempt: i32, deadline: Duration) -> Self {
-        Self { client: client.clone(), envd: client.envd(sandbox), id: sandbox.id.clone(), epoch, attempt, deadline }
+        Self {
+            client: client.clone(),
+            envd: client.envd(sandbox),
+            id: sandbox.id.clone(),
+            envd_version: sandbox.envd_version.clone(),
+            epoch,
+            attempt,
+            deadline,
+        }
     }
 
     /// E2B's id.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// What E2B says that its daemon is.
+    pub fn envd_version(&self) -> Option<&str> {
+        self.envd_version.as_deref()
     }
 
     /// Brings the supervisor in, under this epoch's own directory: an older worker's upload can't replace it.
@@ -254,8 +278,12 @@ impl Sandbox {
         let output = self.envd.run(&self.command(verb, args, envs), self.deadline).await?;
         let said = String::from_utf8_lossy(&output.stdout);
         let probe: Probe = serde_json::from_str(said.trim()).map_err(|_| {
-            let why = String::from_utf8_lossy(&output.stderr);
-            SandboxError::Refused(format!("run-turn {verb} exited with {}: {}", output.exit_code, why.trim()))
+            let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            match output.exit_code {
+                _ if why.contains("No space left on device") => SandboxError::DiskFull(why),
+                UNFIT | 126 | 127 => SandboxError::Unfit(why),
+                code => SandboxError::Refused(format!("run-turn {verb} exited with {code}: {why}")),
+            }
         })?;
         if probe.state == AgentState::Fenced { Err(SandboxError::Fenced) } else { Ok(probe) }
     }
@@ -264,6 +292,6 @@ impl Sandbox {
         let mut all = vec!["-c".to_owned(), RUN.to_owned(), "run-turn".to_owned(), self.epoch.to_string(), verb.to_owned()];
         all.extend(["--attempt".to_owned(), self.attempt.to_string()]);
         all.extend(args.iter().map(|&arg| arg.to_owned()));
-        Command { cmd: "/bin/bash".to_owned(), args: all, envs, cwd: None, user: "root".to_owned(), tag: None }
+        Command { cmd: "/bin/bash".to_owned(), args: all, envs, user: "root".to_owned(), ..Command::default() }
     }
 }

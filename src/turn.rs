@@ -48,19 +48,19 @@ impl Ending {
     }
 }
 
-/// Why a sandbox could not be made ready. The kind says what to do next.
+/// Why a sandbox could not be made ready. The kind says what to do next, the error what users see.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StartupFailure {
     /// Another try may work.
-    Retry(String),
+    Retry(TurnError),
     /// E2B's rate limit: not before this has passed.
-    RateLimited(Duration, String),
+    RateLimited(Duration, TurnError),
     /// E2B's concurrency limit, which is not this turn's fault.
-    AtCapacity(String),
+    AtCapacity(TurnError),
     /// Our credentials are refused: nobody should claim from the pool.
-    Blocked(String),
+    Blocked(TurnError),
     /// No try will ever work as the pool is configured.
-    Config(String),
+    Config(TurnError),
 }
 
 /// What became of a worker's attempt at a turn.
@@ -197,27 +197,22 @@ impl RetryPolicy {
     }
 
     fn after_startup(&self, failure: &StartupFailure, failures: u32, chance: f64) -> Fate {
-        let (delay, charged, blocks_pool, cause) = match failure {
-            StartupFailure::Config(cause) => {
-                return failed("sandbox_config", format!("the sandbox can't be created as the pool is configured: {cause}"));
+        let (delay, charged, blocks_pool, error) = match failure {
+            StartupFailure::Config(error) => {
+                return failed(&error.code, format!("no sandbox can start as it is configured: {}", error.message));
             }
-            StartupFailure::Retry(cause) if failures + 1 >= self.startup_tries => {
-                return failed("sandbox_start_failed", format!("no sandbox after {} tries; the last error: {cause}", failures + 1));
+            StartupFailure::Retry(error) if failures + 1 >= self.startup_tries => {
+                return failed(&error.code, format!("no sandbox after {} tries; the last error: {}", failures + 1, error.message));
             }
-            StartupFailure::Retry(cause) => {
-                (doubled(self.startup_delay, failures, self.startup_delay_max).mul_f64(chance), true, false, cause)
+            StartupFailure::Retry(error) => {
+                (doubled(self.startup_delay, failures, self.startup_delay_max).mul_f64(chance), true, false, error)
             }
-            StartupFailure::RateLimited(wait, cause) => (wait.mul_f64(1.0 + chance / 4.0), false, false, cause),
-            StartupFailure::AtCapacity(cause) => (Duration::from_secs_f64(1.0 + 9.0 * chance), false, false, cause),
-            StartupFailure::Blocked(cause) => (Duration::ZERO, false, true, cause),
+            StartupFailure::RateLimited(wait, error) => (wait.mul_f64(1.0 + chance / 4.0), false, false, error),
+            StartupFailure::AtCapacity(error) => (Duration::from_secs_f64(1.0 + 9.0 * chance), false, false, error),
+            StartupFailure::Blocked(error) => (Duration::ZERO, false, true, error),
         };
-        Fate::RetryLater {
-            delay,
-            charged,
-            restart: false,
-            blocks_pool,
-            why: TurnError::new("sandbox_start_failed", format!("no sandbox yet: {cause}")),
-        }
+        let why = TurnError::new(&error.code, format!("no sandbox yet: {}", error.message));
+        Fate::RetryLater { delay, charged, restart: false, blocks_pool, why }
     }
 
     fn after_loss(&self, cause: &str, sandboxes_lost: u32, chance: f64) -> Fate {

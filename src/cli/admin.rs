@@ -47,6 +47,9 @@ struct PoolSet {
     /// Seconds after which a turn is stopped
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(i32).range(1..))]
     turn_timeout: Option<i32>,
+    /// Which of E2B's create endpoints: v2, or v1 for servers that speak its API without it
+    #[arg(long, value_parser = ["v1", "v2"])]
+    api_version: Option<String>,
     /// Bash script that brings the project's files into a new sandbox: a file, "uspark" (the default) or "none"
     #[arg(long, value_name = "FILE", value_parser = hook)]
     prepare: Option<Hook>,
@@ -99,6 +102,7 @@ impl Pools {
                 agent_env: None,
                 turn_timeout_s: set.turn_timeout,
                 state: state.map(str::to_owned),
+                api_version: set.api_version,
                 prepare: set.prepare.map(|hook| hook.0),
                 watch: set.watch.map(|hook| hook.0),
                 finish: set.finish.map(|hook| hook.0),

@@ -2,8 +2,12 @@
 //!
 //! | file | part |
 //! | --- | --- |
-//! | `api` | control plane: create, get, list, set timeout, kill |
-//! | `envd` | data plane: processes and files in one sandbox |
+//! | `api` | control plane: create, get, list |
+//! | `life` | control plane, one sandbox: timeout, pause, connect, network, metrics, kill |
+//! | `error` | what a refusal means |
+//! | `envd` | data plane: the daemon of one sandbox, and its errors |
+//! | `process` | data plane: processes |
+//! | `files` | data plane: files and directories |
 //! | `connect` | the framing of the data plane's streams |
 //!
 //! HTTP/1.1 only: E2B's proxy sends downloads as many small frames, which the `h2` crate takes for an attack.
@@ -12,6 +16,10 @@
 mod api;
 pub(crate) mod connect;
 mod envd;
+mod error;
+mod files;
+mod life;
+mod process;
 
 use std::time::Duration;
 
@@ -19,8 +27,12 @@ use anyhow::Context as _;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-pub use api::{ApiError, CreateError, ListedSandbox, SandboxInfo};
-pub use envd::{Command, Envd, EnvdError, Output, ProcessEvent, ProcessStream};
+pub use api::{ListedSandbox, SandboxInfo};
+pub use envd::{Envd, EnvdError};
+pub use error::{ApiError, CreateError, Refusal};
+pub use files::{Entry, EntryKind};
+pub use life::Metrics;
+pub use process::{Command, Output, ProcessConfig, ProcessEvent, ProcessInfo, ProcessStream, Signal};
 
 /// The port of the daemon in every sandbox.
 const ENVD_PORT: u16 = 49983;
@@ -28,13 +40,25 @@ const ENVD_PORT: u16 = 49983;
 /// Domains whose sandboxes are all reached by `sandbox.DOMAIN` and two headers.
 const SHARED_HOST_DOMAINS: [&str; 4] = ["e2b.app", "e2b.dev", "e2b.pro", "e2b-staging.dev"];
 
-/// Which create endpoint to use.
+/// Which endpoints to create and connect by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ApiVersion {
-    /// `POST /sandboxes`: no idempotency key.
+    /// `POST /sandboxes`: no idempotency key, so a lost answer can't be asked for again.
     V1,
     /// `POST /v2/sandboxes`.
     V2,
+}
+
+impl std::str::FromStr for ApiVersion {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "v1" => Ok(Self::V1),
+            "v2" => Ok(Self::V2),
+            _ => Err(format!("the API version is v1 or v2, not {text:?}")),
+        }
+    }
 }
 
 /// Where the API is and who we are.
@@ -48,8 +72,11 @@ pub struct Config {
     pub sandbox_url: Option<String>,
     /// Account key.
     pub api_key: SecretString,
-    /// Which create endpoint to use.
-    pub api_version: ApiVersion,
+    /// Sent with every request: what a gateway in front of it wants.
+    pub headers: reqwest::header::HeaderMap,
+    /// How often a process's stream must say something, whole seconds; one that is silent for two and a half of
+    /// these is dead.
+    pub keepalive: Duration,
 }
 
 /// A connection pool to one account.
@@ -61,6 +88,7 @@ pub struct Client {
 
 /// A sandbox as far as one must know it to act in it.
 #[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Sandbox {
     /// E2B's id.
     #[serde(rename = "sandboxID")]
@@ -71,6 +99,9 @@ pub struct Sandbox {
     /// Where its data plane is, when not at the account's domain.
     #[serde(default)]
     domain: Option<String>,
+    /// Of the daemon in it, as `0.6.13`; that of the template's build day.
+    #[serde(default)]
+    pub envd_version: Option<String>,
 }
 
 impl Client {
@@ -83,6 +114,7 @@ impl Client {
             .connect_timeout(Duration::from_secs(10))
             .tcp_keepalive(Duration::from_secs(30))
             .user_agent(concat!("turnmill/", env!("CARGO_PKG_VERSION")))
+            .default_headers(config.headers.clone())
             .build()
             .context("no HTTP client: are the system's CA certificates installed (package ca-certificates)?")?;
         Ok(Self { http, config: std::sync::Arc::new(config) })
@@ -90,7 +122,7 @@ impl Client {
 
     /// The data plane of one sandbox.
     pub fn envd(&self, sandbox: &Sandbox) -> Envd {
-        Envd::new(self.http.clone(), self.data_plane(sandbox), sandbox)
+        Envd::new(self.http.clone(), self.data_plane(sandbox), sandbox, self.config.keepalive)
     }
 
     fn data_plane(&self, sandbox: &Sandbox) -> String {
@@ -128,10 +160,11 @@ mod tests {
             domain: domain.to_owned(),
             sandbox_url: sandbox_url.map(str::to_owned),
             api_key: "k".into(),
-            api_version: ApiVersion::V2,
+            headers: reqwest::header::HeaderMap::new(),
+            keepalive: Duration::from_secs(20),
         })
         .unwrap();
-        client.data_plane(&Sandbox { id: "i1".to_owned(), access_token: None, domain: own.map(str::to_owned) })
+        client.data_plane(&Sandbox { id: "i1".to_owned(), access_token: None, domain: own.map(str::to_owned), envd_version: None })
     }
 
     #[test]

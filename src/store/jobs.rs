@@ -61,7 +61,9 @@ pub struct Claimed {
     pub agent_env: serde_json::Value,
     /// Where the agent starts.
     pub workdir: Option<String>,
-    /// The pool's hooks; `None` = the shipped one.
+    /// `v1` or `v2` of E2B's create; `None` = as the worker is configured.
+    pub api_version: Option<String>,
+    /// The pool's hooks.
     pub hooks: PoolHooks,
     /// How long a sandbox outlives its last extension.
     pub sandbox_timeout: Duration,
@@ -127,6 +129,7 @@ impl Store {
                 agent: r.agent,
                 agent_env: r.agent_env,
                 workdir: r.workdir,
+                api_version: r.api_version,
                 hooks: PoolHooks {
                     prepare: r.prepare,
                     watch: r.watch,

@@ -36,6 +36,8 @@ pub struct PoolChange {
     pub agent_env: Option<serde_json::Value>,
     /// Longest turn, seconds.
     pub turn_timeout_s: Option<i32>,
+    /// `v1` or `v2` of E2B's create.
+    pub api_version: Option<String>,
     /// Script that brings the project's files in; `Some(None)` = the shipped one, an empty one = none.
     pub prepare: Option<Option<String>>,
     /// Script that gets the journal; as `prepare`.
@@ -73,7 +75,8 @@ impl Store {
                state = coalesce($7, state),
                prepare = CASE WHEN $8 THEN $9 ELSE prepare END,
                watch = CASE WHEN $10 THEN $11 ELSE watch END,
-               finish = CASE WHEN $12 THEN $13 ELSE finish END
+               finish = CASE WHEN $12 THEN $13 ELSE finish END,
+               api_version = coalesce($14, api_version)
              WHERE name = $1",
             name,
             change.cap,
@@ -88,6 +91,7 @@ impl Store {
             change.watch.clone().flatten(),
             change.finish.is_some(),
             change.finish.clone().flatten(),
+            change.api_version,
         )
         .execute(&mut *tx)
         .await?;

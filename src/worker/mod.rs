@@ -128,7 +128,8 @@ pub fn client(config: &Config) -> anyhow::Result<e2b::Client> {
         domain: e2b.domain.clone(),
         sandbox_url: (!e2b.sandbox_url.is_empty()).then(|| e2b.sandbox_url.clone()),
         api_key: SecretString::clone(&e2b.api_key),
-        api_version: if e2b.api_version == "v1" { e2b::ApiVersion::V1 } else { e2b::ApiVersion::V2 },
+        headers: e2b.headers()?,
+        keepalive: e2b.keepalive,
     })
 }
 

@@ -9,13 +9,16 @@ use tracing::{debug, warn};
 
 use super::Worker;
 use super::attempt::{Held, LetGo, persist, unless_fenced};
-use crate::e2b::{self, CreateError};
+use crate::e2b::{self, ApiVersion, CreateError};
 use crate::sandbox::{AgentState, Launch, Probe, Sandbox, SandboxError};
-use crate::store::Claimed;
-use crate::turn::{Happened, StartupFailure};
+use crate::store::{Claimed, Taken};
+use crate::turn::{Happened, StartupFailure, TurnError};
 
 /// Tries of one create within one claim; further ones come from the queue, with its backoff.
 const CREATE_TRIES: usize = 3;
+
+/// The first envd with access tokens and `stdin: false`.
+const ENVD_MIN: (u32, u32) = (0, 3);
 
 /// How long a fresh sandbox may take until it answers.
 const READY_MAX: Duration = Duration::from_secs(30);
@@ -39,7 +42,7 @@ pub(super) async fn ready(worker: &Worker, job: &Claimed, held: &mut Held) -> Re
     let patience = if job.sandbox_id.is_some() { SILENT_MAX } else { READY_MAX };
     match insist(&sandbox, patience, || sandbox.install()).await? {
         Ok(()) => Ok(Ok(sandbox)),
-        Err(error) => Ok(Err(not_ready(job, &error))),
+        Err(error) => Ok(Err(not_ready(job, sandbox.envd_version(), &error))),
     }
 }
 
@@ -50,23 +53,32 @@ pub(super) async fn start(worker: &Worker, job: &Claimed, sandbox: &Sandbox, lau
         // Started once, and now nobody watches it: what it did can't be known, so its sandbox goes.
         Ok(probe) if probe.state == AgentState::Lost => Err(Happened::SandboxLost("the agent's supervisor was killed".to_owned())),
         Ok(probe) => Ok(probe),
-        Err(error) => Err(not_ready(job, &error)),
+        Err(error) => Err(not_ready(job, sandbox.envd_version(), &error)),
     })
 }
 
 async fn create(worker: &Worker, job: &Claimed, held: &mut Held) -> Result<Result<e2b::Sandbox, Happened>, LetGo> {
+    let version = worker.config.e2b.api_version(job.api_version.as_deref());
+    // v1 has no key that would make a second call harmless: what may have been made is looked for and killed.
+    if version == ApiVersion::V1 && job.taken == Taken::Adopted {
+        let text = "the worker before was lost while it created the sandbox".to_owned();
+        return Ok(Err(Happened::StartupFailed(StartupFailure::Retry(TurnError::new("sandbox_start_failed", text)))));
+    }
     let mut pauses =
         ExponentialBuilder::default().with_min_delay(Duration::from_millis(200)).with_jitter().with_max_times(CREATE_TRIES - 1).build();
     loop {
         // On disk before the call: from here on a sandbox may exist.
         persist(|| worker.store.create_asked(job)).await?;
-        let error = match worker.e2b.create(&job.nonce, &job.create_request, worker.config.worker.create_deadline).await {
+        let error = match worker.e2b.create(version, &job.nonce, &job.create_request, worker.config.worker.create_deadline).await {
             Ok(sandbox) => return Ok(Ok(sandbox)),
             Err(error) => error,
         };
-        let may_exist = matches!(error, CreateError::Unknown(_));
-        held.may_exist = may_exist;
-        let again = matches!(error, CreateError::Retry(_) | CreateError::Unknown(_));
+        held.may_exist = matches!(error, CreateError::Unknown(_));
+        let again = match error {
+            CreateError::Retry(_) => true,
+            CreateError::Unknown(_) => version == ApiVersion::V2,
+            _ => false,
+        };
         match pauses.next().filter(|_| again) {
             Some(pause) => {
                 debug!(turn.id = %job.turn_id, %error, "No sandbox for turn {} yet; asking again in {pause:?}", job.turn_id);
@@ -78,13 +90,13 @@ async fn create(worker: &Worker, job: &Claimed, held: &mut Held) -> Result<Resul
 }
 
 fn failure(error: CreateError) -> StartupFailure {
-    let text = error.to_string();
+    let said = |refusal: e2b::Refusal| TurnError::new(refusal.code, refusal.text);
     match error {
-        CreateError::Retry(_) | CreateError::Unknown(_) => StartupFailure::Retry(text),
-        CreateError::RetryAfter(wait, _) => StartupFailure::RateLimited(wait, text),
-        CreateError::AtCapacity { .. } => StartupFailure::AtCapacity(text),
-        CreateError::Blocked(_) => StartupFailure::Blocked(text),
-        CreateError::Config(_) => StartupFailure::Config(text),
+        CreateError::Retry(why) | CreateError::Unknown(why) => StartupFailure::Retry(said(why)),
+        CreateError::RetryAfter(wait, why) => StartupFailure::RateLimited(wait, said(why)),
+        CreateError::AtCapacity { cause, .. } => StartupFailure::AtCapacity(said(cause)),
+        CreateError::Blocked(why) => StartupFailure::Blocked(said(why)),
+        CreateError::Config(why) => StartupFailure::Config(said(why)),
     }
 }
 
@@ -92,7 +104,7 @@ async fn find(worker: &Worker, id: &str) -> Result<e2b::Sandbox, Happened> {
     let since = Instant::now();
     loop {
         match worker.e2b.get(id).await {
-            Ok(Some(info)) => return Ok(e2b::Sandbox::from(&info)),
+            Ok(Some(info)) => return Ok(info.sandbox),
             Ok(None) => return Err(Happened::SandboxLost("E2B does not know it any more".to_owned())),
             Err(error) if since.elapsed() < SILENT_MAX => {
                 warn!(sandbox.id = id, %error, "E2B can't be asked for sandbox {id}; trying on");
@@ -125,11 +137,25 @@ where
     }
 }
 
-fn not_ready(job: &Claimed, error: &SandboxError) -> Happened {
-    // With a sandbox from before, an agent may have run in it: the attempt is lost, not just its start-up.
-    if job.sandbox_id.is_some() {
-        Happened::SandboxLost(error.to_string())
-    } else {
-        Happened::StartupFailed(StartupFailure::Retry(error.to_string()))
+/// What a sandbox that can't be used means for the turn.
+fn not_ready(job: &Claimed, envd: Option<&str>, error: &SandboxError) -> Happened {
+    let config = |code, text| Happened::StartupFailed(StartupFailure::Config(TurnError::new(code, text)));
+    match error {
+        SandboxError::DiskFull(_) => config("sandbox_disk_full", format!("{error}; give the template more disk, or the project less")),
+        SandboxError::Unfit(_) => config("template_unfit", format!("{error}; build it anew: e2b/README.md")),
+        SandboxError::Refused(_) if envd.is_some_and(is_old) => {
+            let text =
+                format!("envd {} in the template is older than {ENVD_MIN:?}: build the template anew; {error}", envd.unwrap_or_default());
+            config("envd_too_old", text)
+        }
+        // With a sandbox from before, an agent may have run in it: the attempt is lost, not just its start-up.
+        _ if job.sandbox_id.is_some() => Happened::SandboxLost(error.to_string()),
+        _ => Happened::StartupFailed(StartupFailure::Retry(TurnError::new("sandbox_start_failed", error.to_string()))),
     }
+}
+
+/// Says so only where something failed: servers of others call whatever they have 0.1.0.
+fn is_old(envd: &str) -> bool {
+    let mut parts = envd.split('.').map_while(|part| part.parse::<u32>().ok());
+    (parts.next().unwrap_or(0), parts.next().unwrap_or(0)) < ENVD_MIN
 }

@@ -229,6 +229,7 @@ impl LocalE2b {
     }
 
     pub async fn with(options: local::Options) -> Self {
+        turnmill::tls::install();
         let dir = passable_tempdir("turnmill-test-").unwrap();
         let stop = CancellationToken::new();
         let (ready, address) = oneshot::channel();
@@ -245,6 +246,12 @@ impl LocalE2b {
     pub async fn faults(&self, faults: Value) {
         let response = reqwest::Client::new().post(format!("{}/_local/faults", self.url)).json(&faults).send().await.unwrap();
         assert!(response.status().is_success(), "{}", response.text().await.unwrap());
+    }
+
+    /// Ends a sandbox as E2B's do now and then.
+    pub async fn vanish(&self, sandbox: &str) {
+        let response = reqwest::Client::new().delete(format!("{}/_local/sandboxes/{sandbox}", self.url)).send().await.unwrap();
+        assert!(response.status().is_success());
     }
 
     /// Everything that was done to sandboxes.
@@ -302,7 +309,8 @@ pub fn client(url: &str) -> e2b::Client {
         domain: "local".to_owned(),
         sandbox_url: Some(url.to_owned()),
         api_key: "local".into(),
-        api_version: e2b::ApiVersion::V2,
+        headers: reqwest::header::HeaderMap::new(),
+        keepalive: Duration::from_secs(20),
     })
     .unwrap()
 }

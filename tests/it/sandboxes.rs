@@ -1,13 +1,13 @@
 //! The E2B client against the local server, over the real wire.
 
-use std::collections::BTreeMap;
 use std::process::Stdio;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt as _;
 use serde_json::{Value, json};
-use turnmill::e2b::{Client, Command, CreateError, EnvdError, ProcessEvent, Sandbox};
+use turnmill::e2b::ApiVersion::{V1, V2};
+use turnmill::e2b::{Client, Command, CreateError, EntryKind, EnvdError, ProcessEvent, Sandbox, Signal};
 use turnmill::local::e2b::Options;
 use turnmill::local::postgres::passable_tempdir;
 
@@ -20,18 +20,11 @@ fn request(nonce: &str, timeout: u64) -> Value {
 }
 
 async fn create(client: &Client, nonce: &str) -> Sandbox {
-    client.create(nonce, &request(nonce, 60), SOON).await.unwrap()
+    client.create(V2, nonce, &request(nonce, 60), SOON).await.unwrap()
 }
 
 fn bash(script: &str) -> Command {
-    Command {
-        cmd: "/bin/bash".to_owned(),
-        args: vec!["-c".to_owned(), script.to_owned()],
-        envs: BTreeMap::new(),
-        cwd: None,
-        user: "user".to_owned(),
-        tag: None,
-    }
+    Command { cmd: "/bin/bash".to_owned(), args: vec!["-c".to_owned(), script.to_owned()], user: "user".to_owned(), ..Command::default() }
 }
 
 async fn run(client: &Client, sandbox: &Sandbox, script: &str) -> (String, String, i32) {
@@ -51,7 +44,7 @@ async fn a_create_that_is_sent_again_makes_no_second_sandbox() {
     let first = create(&client, "n1").await;
     let again = create(&client, "n1").await;
     assert_eq!(first.id, again.id);
-    let other_body = client.create("n1", &request("n1", 61), SOON).await.unwrap_err();
+    let other_body = client.create(V2, "n1", &request("n1", 61), SOON).await.unwrap_err();
     assert!(matches!(other_body, CreateError::Config(_)), "{other_body}");
     client.kill(&first.id).await.unwrap();
     assert_eq!(create(&client, "n1").await.id, first.id, "not even when it is long gone");
@@ -145,6 +138,89 @@ async fn files_go_up_whole_and_come_down_by_range() {
 }
 
 #[tokio::test]
+async fn a_sandbox_is_paused_woken_extended_measured_and_walled_in() {
+    let e2b = LocalE2b::start().await;
+    let client = e2b.client();
+    let sandbox = create(&client, "n1").await;
+    let id = &sandbox.id;
+    let state = async || client.get(id).await.unwrap().map(|info| (info.state, info.metadata["turnmill_nonce"].clone()));
+    assert_eq!(state().await, Some(("running".to_owned(), "n1".to_owned())));
+    assert!(client.pause(id).await.unwrap());
+    assert!(client.pause(id).await.unwrap(), "it stays so");
+    assert_eq!(state().await.unwrap().0, "paused");
+    assert_eq!(client.list(&[]).await.unwrap()[0].state, "paused", "and is still found");
+    assert_eq!(client.envd(&sandbox).is_healthy(SOON).await, Err(EnvdError::Gone), "the proxy says no more than that");
+    for version in [V1, V2] {
+        let woken = client.connect(version, id, SOON).await.unwrap().unwrap();
+        assert_eq!(run(&client, &woken, "echo ok").await.0, "ok\n");
+        assert!(client.pause(id).await.unwrap());
+    }
+    client.connect(V2, id, SOON).await.unwrap().unwrap();
+    assert!(client.refresh(id, Duration::from_secs(1000)).await.unwrap());
+    let far = client.get(id).await.unwrap().unwrap().end_at;
+    assert!(client.refresh(id, SOON).await.unwrap());
+    assert_eq!(client.get(id).await.unwrap().unwrap().end_at, far, "a refresh never shortens");
+    assert!(client.set_network(id, &json!({ "allowOut": ["127.0.0.1"], "denyOut": ["0.0.0.0/0"] })).await.unwrap());
+    assert!(client.metrics(id).await.unwrap().unwrap()[0].mem_total > 0);
+    client.kill(id).await.unwrap();
+    assert_eq!(client.connect(V2, id, SOON).await.unwrap().map(|s| s.id), None);
+    assert!(!client.pause(id).await.unwrap() && !client.refresh(id, SOON).await.unwrap());
+    assert!(!client.set_network(id, &json!({})).await.unwrap() && client.metrics(id).await.unwrap().is_none());
+    e2b.stop().await;
+}
+
+#[tokio::test]
+async fn a_process_is_listed_fed_heard_again_and_signalled() {
+    let e2b = LocalE2b::start().await;
+    let client = e2b.client();
+    let envd = client.envd(&create(&client, "n1").await);
+    let cat = Command { cmd: "/bin/cat".to_owned(), args: Vec::new(), stdin: true, tag: Some("t1".to_owned()), ..bash("") };
+    let mut first = envd.start(&cat).await.unwrap();
+    let Some(Ok(ProcessEvent::Started { pid })) = first.next().await else { panic!("it starts") };
+    drop(first);
+    let listed = envd.processes(SOON).await.unwrap();
+    assert_eq!((listed.len(), listed[0].pid, listed[0].tag.as_deref(), listed[0].config.cmd.as_str()), (1, pid, Some("t1"), "/bin/cat"));
+    let mut again = envd.connect(pid).await.unwrap();
+    assert_eq!(again.next().await, Some(Ok(ProcessEvent::Started { pid })));
+    envd.send_input(pid, b"hello", SOON).await.unwrap();
+    assert_eq!(again.next().await, Some(Ok(ProcessEvent::Stdout("hello".into()))));
+    envd.close_stdin(pid, SOON).await.unwrap();
+    assert_eq!(again.next().await, Some(Ok(ProcessEvent::Ended { exit_code: 0 })));
+    assert_eq!(again.next().await, None);
+
+    for signal in [Signal::Term, Signal::Kill] {
+        let mut sleeper = envd.start(&bash("exec sleep 1000")).await.unwrap();
+        let Some(Ok(ProcessEvent::Started { pid })) = sleeper.next().await else { panic!("it starts") };
+        envd.signal(pid, signal, SOON).await.unwrap();
+        assert_eq!(sleeper.next().await, Some(Ok(ProcessEvent::Ended { exit_code: -1 })));
+    }
+    assert!(matches!(envd.signal(999_999_999, Signal::Kill, SOON).await, Err(EnvdError::NotFound(_))));
+    assert!(matches!(envd.connect(999_999_999).await.unwrap().next().await, Some(Err(EnvdError::NotFound(_)))));
+    e2b.stop().await;
+}
+
+#[tokio::test]
+async fn directories_are_made_listed_moved_and_removed() {
+    let e2b = LocalE2b::start().await;
+    let client = e2b.client();
+    let envd = client.envd(&create(&client, "n1").await);
+    envd.make_dir("/home/user/a/b", "user", SOON).await.unwrap();
+    envd.make_dir("/home/user/a/b", "user", SOON).await.unwrap();
+    envd.upload("/home/user/a/b/c.txt", "user", "abc".into(), SOON).await.unwrap();
+    let found = envd.list_dir("/home/user/a", 2, "user", SOON).await.unwrap();
+    let names: Vec<_> = found.iter().map(|entry| (entry.name.as_str(), entry.kind, entry.size)).collect();
+    assert!(names.contains(&("c.txt", EntryKind::File, 3)) && found[0].kind == EntryKind::Directory, "{names:?}");
+    envd.rename("/home/user/a/b/c.txt", "/home/user/a/d.txt", "user", SOON).await.unwrap();
+    assert_eq!(envd.stat("/home/user/a/d.txt", "user", SOON).await.unwrap().unwrap().path, "/home/user/a/d.txt");
+    assert_eq!(envd.stat("/home/user/a/b/c.txt", "user", SOON).await.unwrap(), None);
+    envd.remove("/home/user/a", "user", SOON).await.unwrap();
+    envd.remove("/home/user/a", "user", SOON).await.unwrap();
+    assert_eq!(envd.stat("/home/user/a", "user", SOON).await.unwrap(), None);
+    assert!(matches!(envd.list_dir("/home/user/a", 1, "user", SOON).await, Err(EnvdError::NotFound(_))));
+    e2b.stop().await;
+}
+
+#[tokio::test]
 async fn a_sandbox_s_own_token_is_needed_and_an_account_key() {
     let e2b = LocalE2b::with(Options { api_key: Some("local".to_owned()), ..Options::default() }).await;
     let client = e2b.client();
@@ -186,8 +262,8 @@ async fn a_kill_leaves_no_process_whatever_it_did_to_hide() {
 async fn a_deadline_kills_unless_it_is_moved() {
     let e2b = LocalE2b::start().await;
     let client = e2b.client();
-    let short = client.create("n1", &request("n1", 1), SOON).await.unwrap();
-    let moved = client.create("n2", &request("n2", 1), SOON).await.unwrap();
+    let short = client.create(V2, "n1", &request("n1", 1), SOON).await.unwrap();
+    let moved = client.create(V2, "n2", &request("n2", 1), SOON).await.unwrap();
     assert!(client.set_timeout(&moved.id, Duration::from_secs(60)).await.unwrap());
     until("its time is over", || async { client.get(&short.id).await.unwrap().is_none().then_some(()) }).await;
     assert_eq!(client.envd(&short).run(&bash("true"), SOON).await.unwrap_err(), EnvdError::Gone);
@@ -201,7 +277,7 @@ async fn the_account_s_limit_and_faults_on_demand_come_as_e2b_says_them() {
     let e2b = LocalE2b::with(Options { concurrency: Some(1), ..Options::default() }).await;
     let client = e2b.client();
     let sandbox = create(&client, "n1").await;
-    let full = client.create("n2", &request("n2", 60), SOON).await.unwrap_err();
+    let full = client.create(V2, "n2", &request("n2", 60), SOON).await.unwrap_err();
     assert!(matches!(full, CreateError::AtCapacity { cap: Some(1), .. }), "{full}");
     client.kill(&sandbox.id).await.unwrap();
 
@@ -211,7 +287,7 @@ async fn the_account_s_limit_and_faults_on_demand_come_as_e2b_says_them() {
         { "on": "create", "lose_answer": true },
     ]))
     .await;
-    let create = async || client.create("n3", &request("n3", 60), SOON).await;
+    let create = async || client.create(V2, "n3", &request("n3", 60), SOON).await;
     assert!(matches!(create().await, Err(CreateError::RetryAfter(wait, _)) if wait == Duration::from_secs(3)));
     assert!(matches!(create().await, Err(CreateError::Retry(_))));
     assert!(matches!(create().await, Err(CreateError::Unknown(_))), "made, but nobody was told");

@@ -11,7 +11,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode};
-use axum::response::{IntoResponse as _, Response};
+use axum::response::{Html, IntoResponse as _, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -46,6 +46,15 @@ pub(super) struct Fault {
     error_code: Option<String>,
     /// Seconds, with the status.
     retry_after: Option<u32>,
+    /// Merged into the answer's body; a null takes its key away.
+    patch: Option<Value>,
+    /// Answered as a web page, with the status; a redirect leads to `location`.
+    #[serde(default)]
+    html: bool,
+    /// With a status of 3xx.
+    location: Option<String>,
+    /// Header `Should-Retry`, with the status.
+    should_retry: Option<bool>,
     /// Do it, but lose the answer.
     #[serde(default)]
     lose_answer: bool,
@@ -97,13 +106,28 @@ impl Acts {
         tokio::time::sleep(Duration::from_millis(due.delay_ms)).await;
         if let Some(status) = due.status {
             let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-            let mut response = fault_with_code(status, &due.message, due.error_code.as_deref());
-            if let Some(seconds) = due.retry_after {
-                response.headers_mut().insert("Retry-After", HeaderValue::from(seconds));
+            let mut response = if due.html {
+                (status, Html("<!doctype html><title>Some gateway</title>")).into_response()
+            } else {
+                fault_with_code(status, &due.message, due.error_code.as_deref())
+            };
+            let headers = [
+                ("Retry-After", due.retry_after.map(|seconds| seconds.to_string())),
+                ("Should-Retry", due.should_retry.map(|should| should.to_string())),
+                ("Location", due.location),
+            ];
+            for (name, value) in headers {
+                if let Some(value) = value.and_then(|value| HeaderValue::from_str(&value).ok()) {
+                    response.headers_mut().insert(name, value);
+                }
             }
             return response;
         }
         let response = act.await;
+        let response = match due.patch {
+            Some(patch) => patched(response, &patch).await,
+            None => response,
+        };
         if due.lose_answer {
             let cut = futures::stream::once(async { Err::<Vec<u8>, _>(std::io::Error::other("this answer is lost")) });
             return (response.status(), Body::from_stream(cut)).into_response();
@@ -124,6 +148,21 @@ impl Acts {
         faults[nth].times = faults[nth].times.saturating_sub(1);
         if faults[nth].times == 0 { Some(faults.remove(nth)) } else { Some(faults[nth].clone()) }
     }
+}
+
+async fn patched(response: Response, patch: &Value) -> Response {
+    let (parts, body) = response.into_parts();
+    let bytes = axum::body::to_bytes(body, usize::MAX).await.unwrap_or_default();
+    let mut value: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+    for (key, new) in patch.as_object().into_iter().flatten() {
+        if let Some(object) = value.as_object_mut() {
+            object.remove(key);
+            if !new.is_null() {
+                object.insert(key.clone(), new.clone());
+            }
+        }
+    }
+    (parts.status, Json(value)).into_response()
 }
 
 /// `GET /_local/ledger`: a JSON array.

@@ -92,6 +92,7 @@ fn created(app: &App, request: &Value, key: Option<String>, timeout_s: i64) -> R
         network.insert("allowInternetAccess".to_owned(), allowed.into());
     }
     let answer = described(&record, record.end_ms, true);
+    let keyed = key.is_some();
     // Before it is made: after a crash in between, a repeated create finds a sandbox that is gone, never a second one.
     if let Some(key) = key
         && let Err(error) = app.sandboxes.remember(Known { key, request: request.clone(), answer: answer.clone() })
@@ -102,7 +103,8 @@ fn created(app: &App, request: &Value, key: Option<String>, timeout_s: i64) -> R
         Ok(sandbox) => sandbox,
         Err(error) => return fault_with_code(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error:#}"), Some("sandbox_create_failed")),
     };
-    app.acts.note("create", &sandbox.record.id, json!({ "metadata": sandbox.record.metadata, "live": app.sandboxes.count() }));
+    let detail = json!({ "metadata": sandbox.record.metadata, "live": app.sandboxes.count(), "keyed": keyed });
+    app.acts.note("create", &sandbox.record.id, detail);
     (StatusCode::CREATED, Json(answer)).into_response()
 }
 
