@@ -8,6 +8,7 @@ mod dev;
 mod doctor;
 mod local;
 mod paint;
+mod smoke;
 mod turns;
 mod watch;
 mod worker;
@@ -76,6 +77,8 @@ pub enum Command {
     Fleet(admin::FleetArgs),
     /// Check what a worker needs, and say what to do about what is missing
     Doctor,
+    /// Run one real turn in a pool and check all that it leaves
+    Smoke(smoke::Smoke),
     /// Stand-ins for a coding agent
     Agent(agent::Agent),
     /// Watch a turn survive its worker's kill -9
@@ -114,6 +117,7 @@ impl Cli {
             Command::Migrate => admin::migrate(&config).await,
             Command::Pool(pools) => pools.run(&config).await,
             Command::Fleet(fleet) => fleet.run(&config).await,
+            Command::Smoke(smoke) => smoke.run(config).await,
             Command::Doctor => doctor::run(&config).await,
             Command::Demo(demo) => demo.run().await,
             Command::Bench(bench) => bench.run(config).await,

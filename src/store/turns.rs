@@ -227,4 +227,36 @@ impl Store {
         .fetch_all(&self.pool)
         .await
     }
+
+    /// Sandboxes that the turn has had.
+    pub async fn sandboxes_of(&self, turn_id: &str) -> sqlx::Result<Vec<String>> {
+        sqlx::query_scalar!(
+            r#"SELECT DISTINCT sandbox_id AS "id!" FROM turnmill.attempts WHERE turn_id = $1 AND sandbox_id IS NOT NULL"#,
+            turn_id
+        )
+        .fetch_all(&self.pool)
+        .await
+    }
+
+    /// Removes a session with its turns and blocks, once all of its turns have ended. `false`: not yet.
+    pub async fn forget_session(&self, session_id: &str) -> sqlx::Result<bool> {
+        let mut tx = self.pool.begin().await?;
+        // The lock that enqueues take: no turn comes in between.
+        let found = sqlx::query!(
+            r#"SELECT EXISTS (SELECT FROM turnmill.jobs j WHERE j.session_id = s.id) AS "busy!"
+               FROM turnmill.sessions s WHERE s.id = $1 FOR UPDATE"#,
+            session_id
+        )
+        .fetch_optional(&mut *tx)
+        .await?;
+        if found.is_some_and(|session| session.busy) {
+            return Ok(false);
+        }
+        sqlx::query!("DELETE FROM turnmill.attempts a USING turnmill.turns t WHERE t.session_id = $1 AND a.turn_id = t.id", session_id)
+            .execute(&mut *tx)
+            .await?;
+        sqlx::query!("DELETE FROM turnmill.sessions WHERE id = $1", session_id).execute(&mut *tx).await?;
+        tx.commit().await?;
+        Ok(true)
+    }
 }

@@ -10,7 +10,7 @@ use sqlx::{ConnectOptions as _, PgPool};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, Command};
 
-use crate::harness::{Running, TURNMILL, until};
+use crate::harness::{Fleet, LocalE2b, Running, TURNMILL, until, use_mock};
 
 fn turnmill(args: &[&str]) -> Command {
     let mut command = Command::new(TURNMILL);
@@ -128,6 +128,41 @@ async fn the_doctor_finds_what_is_wrong_and_what_is_not(pool: PgPool) {
     let sick = doctor.env("E2B_API_URL", "http://127.0.0.1:1").output().await.unwrap();
     assert!(!sick.status.success() && said(&sick).contains("check E2B_API_KEY, E2B_API_URL"), "{}", said(&sick));
     all.stop().await;
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn smoke_runs_one_turn_checks_it_and_leaves_nothing(pool: PgPool) {
+    let url = pool.connect_options().to_url_lossy().to_string();
+    let fleet = Fleet::new(pool);
+    let e2b = LocalE2b::start().await;
+    use_mock(&fleet.store, &e2b.agent_ledger()).await;
+    let smoke = async |args: &[&str]| {
+        let mut command = turnmill(&["smoke"]);
+        command.args(args).env("DATABASE_URL", &url).env("E2B_API_KEY", "local");
+        command.env("E2B_API_URL", &e2b.url).env("E2B_SANDBOX_URL", &e2b.url).output().await.unwrap()
+    };
+    let good = smoke(&["--prompt", "/mock tools"]).await;
+    assert!(good.status.success(), "{}", said(&good));
+    for words in ["no worker is running", "it is one turn", "8 blocks in order, 3 calls", "1 sandbox, and it is gone", "cleaned up"] {
+        assert!(said(&good).contains(words), "{words}: {}", said(&good));
+    }
+    let bad = smoke(&["--prompt", "/mock garbage"]).await;
+    assert!(!bad.status.success() && said(&bad).contains("it failed: agent_garbage"), "{}", said(&bad));
+    let slow = smoke(&["--prompt", "/mock hang", "--timeout", "1"]).await;
+    assert!(
+        !slow.status.success() && said(&slow).contains("in_progress after 1 s") && said(&slow).contains("cleaned up"),
+        "{}",
+        said(&slow)
+    );
+    let nowhere = smoke(&["--pool", "nope"]).await;
+    assert!(!nowhere.status.success() && said(&nowhere).contains("turnmill pool set nope"), "{}", said(&nowhere));
+    for table in ["sessions", "turns", "blocks", "jobs", "attempts"] {
+        let query = sqlx::AssertSqlSafe(format!("SELECT count(*) FROM turnmill.{table}"));
+        let left: i64 = sqlx::query_scalar(query).fetch_one(&fleet.pool).await.unwrap();
+        assert_eq!(left, 0, "{table}");
+    }
+    fleet.no_slot_held().await;
+    e2b.stop().await;
 }
 
 #[tokio::test]
