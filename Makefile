@@ -27,6 +27,10 @@ test-sdk: setup ## the official E2B SDKs against the local server
 test-claude: setup ## the real Claude Code CLI in local sandboxes
 	@scripts/with-postgres scripts/test-claude
 
+.PHONY: smoke
+smoke: setup ## one turn through everything, as turnmill smoke runs it against an account
+	@scripts/with-postgres scripts/smoke
+
 .PHONY: lint
 lint: setup ## formatting, clippy, docs, .sqlx, dependencies
 	@$(CARGO) fmt --check

@@ -8,6 +8,7 @@ use clap::Args;
 use tokio::sync::oneshot;
 
 use super::{paint, stop_on_signal};
+use crate::agent::mock::Script;
 use crate::local::e2b;
 
 /// Run the local E2B-compatible server.
@@ -27,6 +28,10 @@ pub struct Local {
     /// Most sandboxes at once; one more is refused as E2B does
     #[arg(long, value_name = "N")]
     concurrency: Option<u32>,
+    /// No processes: sandboxes only play this script of the stand-in agent (a name or a file; `/mock NAME` in a prompt
+    /// overrides it). For thousands of sandboxes at once
+    #[arg(long, value_name = "SCRIPT")]
+    simulate: Option<String>,
 }
 
 impl Local {
@@ -36,6 +41,7 @@ impl Local {
         let temporary = if self.dir.is_none() { Some(tempfile::Builder::new().prefix("turnmill-local-").tempdir()?) } else { None };
         let keep = self.dir.is_some();
         let dir = self.dir.or_else(|| temporary.as_ref().map(|t| t.path().to_owned())).unwrap_or_default();
+        let simulate = self.simulate.as_deref().map(Script::find).transpose()?;
         let (ready, address) = oneshot::channel();
         tokio::spawn(async move {
             if let Ok(address) = address.await {
@@ -52,6 +58,7 @@ impl Local {
             api_key: self.api_key,
             concurrency: self.concurrency,
             keep,
+            simulate,
             ..e2b::Options::default()
         };
         e2b::serve(options, stop, ready).await?;

@@ -17,5 +17,6 @@ mod queue;
 mod retries;
 mod runtime;
 mod sandboxes;
+mod simulated;
 mod supervisor;
 mod wire;

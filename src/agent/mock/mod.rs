@@ -11,6 +11,7 @@ mod speech;
 use std::ffi::OsString;
 use std::io::{Read as _, Write as _};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
@@ -32,23 +33,44 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// The lines that the script makes of a message when nothing stops it, as the program prints them.
-pub fn lines(script: &Script, message_uuid: &str) -> Vec<Vec<u8>> {
+/// What a script makes of a message when nothing stops it.
+#[derive(Debug, Clone, Default)]
+pub struct Timeline {
+    /// Each line as the program prints it, with the time since its start.
+    pub lines: Vec<(Duration, Vec<u8>)>,
+    /// When it ends and its exit code; `None`: it hangs.
+    pub end: Option<(Duration, u8)>,
+}
+
+/// Plays a script without waiting.
+pub fn timeline(script: &Script, message_uuid: &str) -> Timeline {
     let mut speech = Speech::new(message_uuid);
-    let mut lines = if script.foreign { Vec::new() } else { vec![speech.init()] };
+    let mut at = Duration::ZERO;
+    let mut lines = if script.foreign { Vec::new() } else { vec![(at, speech.init())] };
     for step in &script.steps {
+        at += script.pause_before(step);
         match speech.step(step) {
-            speech::Act::Say(said) => lines.extend(said),
-            speech::Act::Exit { last, .. } => {
-                lines.extend(last);
-                return lines;
+            speech::Act::Say(said) => lines.extend(said.into_iter().map(|line| (at, line))),
+            speech::Act::Sleep(time) => at += time,
+            speech::Act::Hang => return Timeline { lines, end: None },
+            speech::Act::Exit { code, last } => {
+                lines.extend(last.into_iter().map(|line| (at, line)));
+                return Timeline { lines, end: Some((at, code)) };
             }
-            speech::Act::Hang => return lines,
-            speech::Act::Sleep(_) => {}
         }
     }
-    lines.push(speech.result());
-    lines
+    lines.push((at, speech.result()));
+    Timeline { lines, end: Some((at, 0)) }
+}
+
+/// The lines of a script's timeline.
+pub fn lines(script: &Script, message_uuid: &str) -> Vec<Vec<u8>> {
+    timeline(script, message_uuid).lines.into_iter().map(|(_, line)| line).collect()
+}
+
+/// The script that a message's first line asks for.
+pub fn script_in(prompt: &str) -> Option<String> {
+    prompt.lines().next()?.strip_prefix("/mock ").map(|name| name.trim().to_owned())
 }
 
 #[derive(Debug)]
@@ -65,10 +87,8 @@ fn prepare(args: impl Iterator<Item = OsString>) -> anyhow::Result<(Script, Mess
         serde_json::from_slice(first).map_err(|error| anyhow::anyhow!("Error: Input must be one JSON message a line: {error}"))?;
     let prompt = event["message"]["content"][0]["text"].as_str().or_else(|| event["message"]["content"].as_str()).unwrap_or_default();
     let given = args.iter().find_map(|arg| arg.strip_prefix("--script=").map(str::to_owned));
-    let name = given
-        .or_else(|| prompt.lines().next()?.strip_prefix("/mock ").map(str::to_owned))
-        .or_else(|| std::env::var("TURNMILL_MOCK_SCRIPT").ok())
-        .unwrap_or_else(|| "default".to_owned());
+    let name =
+        given.or_else(|| script_in(prompt)).or_else(|| std::env::var("TURNMILL_MOCK_SCRIPT").ok()).unwrap_or_else(|| "default".to_owned());
     let message = Message { uuid: event["uuid"].as_str().unwrap_or("00000000-0000-0000-0000-000000000000").to_owned() };
     note_start(&message)?;
     Ok((Script::find(name.trim())?, message, Memory::open(&args)?))

@@ -55,6 +55,9 @@ pub(super) async fn download(State(app): State<App>, Query(query): Query<FileQue
     };
     let path = query.path.unwrap_or_default();
     let serve = async {
+        if let Some(simulation) = &sandbox.simulation {
+            return simulation.download(&path, request.headers());
+        }
         let Some(place) = place(&sandbox, &path, query.username.as_deref()) else { return fault(StatusCode::BAD_REQUEST, "invalid path") };
         match tokio::fs::metadata(&place).await {
             Ok(found) if found.is_dir() => return fault(StatusCode::BAD_REQUEST, &format!("path '{path}' is a directory")),
@@ -120,6 +123,9 @@ async fn write(
     labels: &[(String, String)],
 ) -> Result<serde_json::Value, Response> {
     let Some(place) = place(sandbox, path, user) else { return Err(fault(StatusCode::BAD_REQUEST, "invalid path")) };
+    if let Some(simulation) = &sandbox.simulation {
+        return Ok(simulation.upload(path, content).await);
+    }
     let write = async {
         let directory = place.parent().unwrap_or(&place);
         let owner = sandbox.record.uid.filter(|_| user != Some("root"));

@@ -13,6 +13,7 @@
 //! | `process`, `spawn`, `table` | envd's processes: the calls, how one is started, those there are |
 //! | `files` | envd's uploads and downloads |
 //! | `filesystem`, `watch` | envd's directories, and what changes in them |
+//! | `simulated` | sandboxes without processes, for thousands of them |
 //! | `acts` | the ledger of all acts, and faults on demand (`/_local/…`) |
 
 mod acts;
@@ -24,6 +25,7 @@ mod kill;
 mod lifecycle;
 mod process;
 mod sandboxes;
+mod simulated;
 mod spawn;
 mod table;
 mod watch;
@@ -48,6 +50,8 @@ use tracing::info;
 use acts::Acts;
 use sandboxes::Sandboxes;
 
+use crate::agent::mock::Script;
+
 /// Between two looks for sandboxes whose time is over.
 const EXPIRY_TICK: Duration = Duration::from_millis(100);
 
@@ -66,11 +70,21 @@ pub struct Options {
     pub keep: bool,
     /// What is called `turnmill` in every sandbox; `None`: this program.
     pub program: Option<PathBuf>,
+    /// Sandboxes are no more than a script that is played: no process, no directory, gone with the server.
+    pub simulate: Option<Script>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { listen: ([127, 0, 0, 1], 0).into(), dir: PathBuf::new(), api_key: None, concurrency: None, keep: false, program: None }
+        Self {
+            listen: ([127, 0, 0, 1], 0).into(),
+            dir: PathBuf::new(),
+            api_key: None,
+            concurrency: None,
+            keep: false,
+            program: None,
+            simulate: None,
+        }
     }
 }
 
@@ -90,7 +104,7 @@ pub async fn serve(options: Options, stop: CancellationToken, ready: oneshot::Se
         options.listen
     );
     let acts = Arc::new(Acts::open(&options.dir)?);
-    let sandboxes = Arc::new(Sandboxes::open(&options.dir, options.program.as_deref(), acts.clone())?);
+    let sandboxes = Arc::new(Sandboxes::open(&options.dir, options.program.as_deref(), options.simulate.clone(), acts.clone())?);
     let listener = TcpListener::bind(options.listen).await.with_context(|| format!("listening on {}", options.listen))?;
     let address = listener.local_addr()?;
     let app = App { options: Arc::new(options), sandboxes: sandboxes.clone(), acts };

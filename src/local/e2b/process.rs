@@ -20,6 +20,7 @@ use super::acts::StreamFault;
 use super::envd::{Refusal, answered, end_frame, header, message, sandbox_of, streamed, unary, user_of};
 use super::kill::pid;
 use super::sandboxes::Sandbox;
+use super::simulated;
 use super::spawn::{StartRequest, TerminalSize, spawn};
 use super::table::{Process, Selector};
 use crate::e2b::connect::frame;
@@ -34,6 +35,13 @@ pub(super) async fn start(State(app): State<App>, headers: HeaderMap, body: Byte
         Err(refused) => return refused,
     };
     let started = async {
+        if let Some(simulation) = &sandbox.simulation {
+            let events = message::<StartRequest>(&body).and_then(|request| simulation.run(&request.process.args));
+            return match events {
+                Ok(events) => stream(&sandbox, simulated::PID, events, &headers, None, app.acts.stream_fault()),
+                Err(refusal) => refusal.stream(),
+            };
+        }
         let spawned = message::<StartRequest>(&body).and_then(|request| Ok((spawn(&sandbox, &request, &user_of(&headers))?, request)));
         let (spawned, request) = match spawned {
             Ok(started) => started,
@@ -45,7 +53,7 @@ pub(super) async fn start(State(app): State<App>, headers: HeaderMap, body: Byte
         if let Some(deadline) = deadline {
             tokio::spawn(kill_at(deadline, process.clone()));
         }
-        stream(&sandbox, &process, events, &headers, deadline, app.acts.stream_fault())
+        stream(&sandbox, process.pid, events, &headers, deadline, app.acts.stream_fault())
     };
     app.acts.perform("start", started).await
 }
@@ -60,7 +68,7 @@ pub(super) async fn connect(State(app): State<App>, headers: HeaderMap, body: By
     match found {
         Ok(process) => {
             let events = process.listen();
-            stream(&sandbox, &process, events, &headers, None, None)
+            stream(&sandbox, process.pid, events, &headers, None, None)
         }
         Err(refusal) => refusal.stream(),
     }
@@ -173,7 +181,7 @@ pub(super) async fn update(State(app): State<App>, headers: HeaderMap, body: Byt
 /// A Connect stream of a process's events; cut without an end frame when its sandbox goes.
 fn stream(
     sandbox: &Sandbox,
-    process: &Arc<Process>,
+    pid: u32,
     mut events: mpsc::Receiver<Value>,
     headers: &HeaderMap,
     deadline: Option<Duration>,
@@ -182,12 +190,11 @@ fn stream(
     let (frames, body) = mpsc::channel::<std::io::Result<Vec<u8>>>(QUEUE);
     let keepalive = Duration::from_secs(header(headers, "keepalive-ping-interval").unwrap_or(90).max(1));
     let gone = sandbox.gone();
-    let pid_here = process.pid;
     tokio::spawn(async move {
         let expired = at_last(deadline);
         let misbehaves = at_last(fault.as_ref().map(StreamFault::after));
         tokio::pin!(expired, misbehaves);
-        let mut next = Some(json!({ "event": { "start": { "pid": pid_here } } }));
+        let mut next = Some(json!({ "event": { "start": { "pid": pid } } }));
         loop {
             if let Some(event) = next.take() {
                 let last = event["event"]["end"].is_object();

@@ -20,8 +20,10 @@ use tracing::warn;
 
 use super::acts::{Acts, now_ms};
 use super::kill;
+use super::simulated::Simulation;
 use super::table::Processes;
 use super::watch::Watches;
+use crate::agent::mock::Script;
 
 /// What is on disk of a sandbox.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -58,6 +60,8 @@ pub(super) struct Sandbox {
     pub path: String,
     pub processes: Processes,
     pub watches: Watches,
+    /// Instead of a directory and processes.
+    pub simulation: Option<Arc<Simulation>>,
     paused: AtomicBool,
     network: Mutex<Value>,
     /// Cancelled when it is killed or paused: every open stream is cut.
@@ -83,12 +87,14 @@ pub(super) struct Sandboxes {
     known: Mutex<HashMap<String, Known>>,
     acts: Arc<Acts>,
     uids: Option<(u32, u32)>,
+    /// What simulated sandboxes' agents do; `None`: they are real.
+    simulate: Option<Arc<Script>>,
     /// Held as long as we run: one server per directory.
     _lock: File,
 }
 
 impl Sandboxes {
-    pub fn open(dir: &Path, program: Option<&Path>, acts: Arc<Acts>) -> anyhow::Result<Self> {
+    pub fn open(dir: &Path, program: Option<&Path>, simulate: Option<Script>, acts: Arc<Acts>) -> anyhow::Result<Self> {
         let dir = dir.canonicalize().with_context(|| format!("opening {}", dir.display()))?;
         let lock = File::create(dir.join("lock"))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive)
@@ -96,15 +102,28 @@ impl Sandboxes {
         // The agents' users must get through to their homes, and to nothing else here.
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o711))?;
         install(program, &dir.join("bin"))?;
-        let sandboxes =
-            Self { live: Mutex::new(load(&dir)?), known: Mutex::new(load_known(&dir)), uids: spare_uids(), acts, dir, _lock: lock };
-        Ok(sandboxes)
+        Ok(Self {
+            live: Mutex::new(load(&dir)?),
+            known: Mutex::new(load_known(&dir)),
+            uids: spare_uids(),
+            simulate: simulate.map(Arc::new),
+            acts,
+            dir,
+            _lock: lock,
+        })
     }
 
     /// Makes one; the request's own fields are checked by the caller.
     pub fn create(&self, record: Record) -> anyhow::Result<Arc<Sandbox>> {
         let home = self.dir.join(&record.id);
-        let sandbox = Arc::new(Sandbox::at(&home, record));
+        let mut sandbox = Sandbox::at(&home, record);
+        if let Some(script) = &self.simulate {
+            sandbox.simulation = Some(Arc::new(Simulation::new(script.clone())));
+            let sandbox = Arc::new(sandbox);
+            self.live().insert(sandbox.record.id.clone(), sandbox.clone());
+            return Ok(sandbox);
+        }
+        let sandbox = Arc::new(sandbox);
         for place in ["home/user", "root", "tmp", "var/lib"] {
             fs::create_dir_all(sandbox.root.join(place))?;
         }
@@ -165,6 +184,16 @@ impl Sandboxes {
         sandbox.cut();
         // They hold the sandbox, as it holds them.
         sandbox.watches.clear();
+        if sandbox.simulation.is_none() {
+            self.clear_away(&sandbox).await;
+        }
+        self.live().remove(id);
+        self.acts.note("kill", id, json!({ "why": why, "live": self.count() }));
+        true
+    }
+
+    async fn clear_away(&self, sandbox: &Sandbox) {
+        let id = &sandbox.record.id;
         if !kill::all(id, sandbox.record.uid).await {
             warn!(sandbox.id = id, "Sandbox {id} has processes that SIGKILL does not end");
         }
@@ -172,9 +201,6 @@ impl Sandboxes {
         if let Err(error) = tokio::fs::remove_dir_all(&home).await {
             warn!(sandbox.id = id, %error, "The directory {} of sandbox {id} could not be removed", home.display());
         }
-        self.live().remove(id);
-        self.acts.note("kill", id, json!({ "why": why, "live": self.count() }));
-        true
     }
 
     /// Ends those whose time is over.
@@ -199,7 +225,7 @@ impl Sandboxes {
             return Ok(false);
         }
         sandbox.cut();
-        kill::signal(&sandbox.record.id, sandbox.record.uid, Signal::STOP);
+        sandbox.signal(Signal::STOP);
         // From now on this is when it was paused.
         sandbox.end_ms.store(now_ms(), Ordering::Relaxed);
         sandbox.save()?;
@@ -218,7 +244,7 @@ impl Sandboxes {
         }
         sandbox.end_ms.store(until, Ordering::Relaxed);
         sandbox.save()?;
-        kill::signal(&sandbox.record.id, sandbox.record.uid, Signal::CONT);
+        sandbox.signal(Signal::CONT);
         self.acts.note("resume", &sandbox.record.id, json!({ "live": self.count() }));
         Ok(true)
     }
@@ -255,6 +281,7 @@ impl Sandbox {
             record,
             processes: Processes::default(),
             watches: Watches::default(),
+            simulation: None,
             gone: Mutex::default(),
             killed: AtomicBool::new(false),
             changing: tokio::sync::Mutex::default(),
@@ -272,6 +299,12 @@ impl Sandbox {
     /// Cancelled when its streams are to be cut.
     pub fn gone(&self) -> CancellationToken {
         self.gone.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn signal(&self, signal: Signal) {
+        if self.simulation.is_none() {
+            kill::signal(&self.record.id, self.record.uid, signal);
+        }
     }
 
     fn cut(&self) {
@@ -295,6 +328,9 @@ impl Sandbox {
     }
 
     fn save(&self) -> anyhow::Result<()> {
+        if self.simulation.is_some() {
+            return Ok(());
+        }
         let record = Record {
             end_ms: self.end_ms.load(Ordering::Relaxed),
             paused: self.is_paused(),
