@@ -136,17 +136,6 @@ async fn start_ups_that_never_work_fail_the_turn_after_the_last_try_and_say_why(
 }
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
-async fn a_wrong_template_fails_at_once(pool: PgPool) {
-    let all = Running::start(pool).await;
-    all.e2b.faults(json!([{ "on": "create", "status": 404, "message": "template 'nope' not found" }])).await;
-    let turn = all.fleet.enqueue("/mock noop").await;
-    let ended = all.fleet.ended(&turn.turn_id).await;
-    assert_eq!(ended.error_code.as_deref(), Some("sandbox_config"));
-    assert!(ended.error_message.unwrap().contains("template 'nope' not found"));
-    all.stop().await;
-}
-
-#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
 async fn a_refused_key_blocks_the_pool_and_its_turns_wait_until_it_heals(pool: PgPool) {
     let all = Running::start(pool).await;
     all.e2b.faults(json!([{ "on": "create", "status": 401, "message": "Invalid API key" }])).await;
