@@ -14,6 +14,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
 use crate::e2b::ApiVersion;
+use crate::store;
 use crate::turn::RetryPolicy;
 
 const DEFAULTS: &str = include_str!("../config/default.toml");
@@ -40,8 +41,31 @@ pub struct Config {
 pub struct Database {
     /// `postgres://…`; empty = not set.
     pub url: SecretString,
+    /// Postgres itself, where `url` is PgBouncer's; empty = not set.
+    pub direct_url: SecretString,
+    /// Whether `url` is PgBouncer's, in transaction mode.
+    pub pgbouncer: bool,
     /// Most connections of this process.
     pub connections: u32,
+    /// Longest statement.
+    #[serde(with = "humantime_serde")]
+    pub statement_timeout: Duration,
+    /// Longest wait for a row that somebody else sits on.
+    #[serde(with = "humantime_serde")]
+    pub lock_timeout: Duration,
+}
+
+impl Database {
+    /// How to connect to the database at `url`.
+    pub fn options(&self, url: &str) -> store::Options {
+        let direct = self.direct_url.expose_secret();
+        store::Options {
+            url: url.to_owned(),
+            direct_url: (!direct.is_empty()).then(|| direct.to_owned()),
+            connections: self.connections,
+            limits: store::Limits { statement: self.statement_timeout, lock: self.lock_timeout, pgbouncer: self.pgbouncer },
+        }
+    }
 }
 
 /// Limits and rhythms of a worker.
@@ -74,6 +98,18 @@ pub struct Worker {
     /// Longest time for any other single call into a sandbox.
     #[serde(with = "humantime_serde")]
     pub call_deadline: Duration,
+    /// How long a fresh sandbox may take until it answers.
+    #[serde(with = "humantime_serde")]
+    pub ready_deadline: Duration,
+    /// How long a sandbox that E2B says is running may answer nothing before it is given up.
+    #[serde(with = "humantime_serde")]
+    pub silence_max: Duration,
+    /// Between two rounds in which slots are held against what E2B says.
+    #[serde(with = "humantime_serde")]
+    pub reconcile: Duration,
+    /// How long a sandbox of this fleet must have been nobody's before it is killed.
+    #[serde(with = "humantime_serde")]
+    pub orphan_grace: Duration,
     /// Most bytes of one journal.
     pub journal_max_bytes: u64,
     /// Longest line of a journal; a longer one becomes an error block.
@@ -169,6 +205,9 @@ impl Config {
         self.e2b.headers()?;
         // E2B's daemon dies of an interval of zero.
         anyhow::ensure!(self.e2b.keepalive >= Duration::from_secs(1), "e2b.keepalive must be at least 1s");
+        anyhow::ensure!(!w.reconcile.is_zero(), "worker.reconcile must be more than zero");
+        anyhow::ensure!(!self.database.statement_timeout.is_zero(), "database.statement_timeout must be more than zero");
+        anyhow::ensure!(!self.database.lock_timeout.is_zero(), "database.lock_timeout must be more than zero");
         anyhow::ensure!(self.database.connections >= 2, "database.connections must be at least 2");
         Ok(())
     }

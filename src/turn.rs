@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use crate::agent::{Failure, Outcome, Verdict};
+use crate::agent::{ErrorCode, Failure, Outcome, Verdict};
 
 /// Why a turn failed: a stable code for programs and a text for people, which says the phase and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,8 +55,8 @@ pub enum StartupFailure {
     Retry(TurnError),
     /// E2B's rate limit: not before this has passed.
     RateLimited(Duration, TurnError),
-    /// E2B's concurrency limit, which is not this turn's fault.
-    AtCapacity(TurnError),
+    /// E2B's concurrency limit, which is not this turn's fault; how many it says, where it does.
+    AtCapacity(Option<u32>, TurnError),
     /// Our credentials are refused: nobody should claim from the pool.
     Blocked(TurnError),
     /// No try will ever work as the pool is configured.
@@ -75,6 +75,10 @@ pub enum Happened {
     },
     /// The turn's time was over, and the agent was stopped.
     TimedOut,
+    /// The agent said nothing for this long while no tool of its ran, and was stopped.
+    Idle(Duration),
+    /// This many workers have died soon after they had taken the turn; nothing was tried.
+    Poisoned(u32),
     /// There was no sandbox for it.
     StartupFailed(StartupFailure),
     /// The sandbox is gone, or what watched the agent in it is, and with it the files.
@@ -106,8 +110,8 @@ pub enum Fate {
         charged: bool,
         /// Starts over from scratch.
         restart: bool,
-        /// The pool's credentials are refused: block it.
-        blocks_pool: bool,
+        /// What the whole pool has to know.
+        for_pool: ForPool,
         /// For the turn's error columns while it waits.
         why: TurnError,
     },
@@ -120,6 +124,19 @@ pub enum Fate {
         /// For the turn's error columns until it has ended.
         why: TurnError,
     },
+}
+
+/// What one turn's failed start-up says about its pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ForPool {
+    /// Nothing.
+    Nothing,
+    /// Its credentials are refused: block it.
+    Blocked,
+    /// E2B's rate limit: nobody creates for this long.
+    RateLimited(Duration),
+    /// E2B has no room for more than this many, where it says so: nobody creates for a moment.
+    AtCapacity(Option<u32>),
 }
 
 /// What went wrong with a turn before.
@@ -155,6 +172,8 @@ pub struct RetryPolicy {
     /// Longest such pause: the sandbox is held meanwhile.
     #[serde(with = "humantime_serde")]
     pub agent_delay_max: Duration,
+    /// Workers that may die soon after they have taken one turn, before it is taken for their murderer.
+    pub crashes_max: u32,
 }
 
 impl RetryPolicy {
@@ -172,6 +191,14 @@ impl RetryPolicy {
             Happened::TimedOut => failed(
                 "turn_timeout",
                 "the turn's time limit was over; the agent was stopped and what it said is kept. Raise the pool's turn_timeout_s, or ask for less at once",
+            ),
+            Happened::Idle(silence) => {
+                let message = format!("the agent said nothing for {silence:?} and was stopped; see the pool's idle_timeout_s");
+                self.after_agent(&Failure { code: ErrorCode::AgentIdle, message, retryable: true }, before.agents, chance)
+            }
+            Happened::Poisoned(crashes) => failed(
+                "poisoned",
+                format!("{crashes} workers died soon after they had taken this turn; look at their logs before you retry it"),
             ),
             Happened::StartupFailed(failure) => self.after_startup(failure, before.startups, chance),
             Happened::SandboxLost(cause) => self.after_loss(cause, before.sandboxes, chance),
@@ -197,7 +224,7 @@ impl RetryPolicy {
     }
 
     fn after_startup(&self, failure: &StartupFailure, failures: u32, chance: f64) -> Fate {
-        let (delay, charged, blocks_pool, error) = match failure {
+        let (delay, charged, for_pool, error) = match failure {
             StartupFailure::Config(error) => {
                 return failed(&error.code, format!("no sandbox can start as it is configured: {}", error.message));
             }
@@ -205,14 +232,15 @@ impl RetryPolicy {
                 return failed(&error.code, format!("no sandbox after {} tries; the last error: {}", failures + 1, error.message));
             }
             StartupFailure::Retry(error) => {
-                (doubled(self.startup_delay, failures, self.startup_delay_max).mul_f64(chance), true, false, error)
+                (doubled(self.startup_delay, failures, self.startup_delay_max).mul_f64(chance), true, ForPool::Nothing, error)
             }
-            StartupFailure::RateLimited(wait, error) => (wait.mul_f64(1.0 + chance / 4.0), false, false, error),
-            StartupFailure::AtCapacity(error) => (Duration::from_secs_f64(1.0 + 9.0 * chance), false, false, error),
-            StartupFailure::Blocked(error) => (Duration::ZERO, false, true, error),
+            // Not the turn's own pause: the pool's, so that no other turn runs into the same wall.
+            StartupFailure::RateLimited(wait, error) => (Duration::ZERO, false, ForPool::RateLimited(*wait), error),
+            StartupFailure::AtCapacity(cap, error) => (Duration::ZERO, false, ForPool::AtCapacity(*cap), error),
+            StartupFailure::Blocked(error) => (Duration::ZERO, false, ForPool::Blocked, error),
         };
         let why = TurnError::new(&error.code, format!("no sandbox yet: {}", error.message));
-        Fate::RetryLater { delay, charged, restart: false, blocks_pool, why }
+        Fate::RetryLater { delay, charged, restart: false, for_pool, why }
     }
 
     fn after_loss(&self, cause: &str, sandboxes_lost: u32, chance: f64) -> Fate {
@@ -223,7 +251,7 @@ impl RetryPolicy {
             delay: self.startup_delay.mul_f64(chance),
             charged: false,
             restart: true,
-            blocks_pool: false,
+            for_pool: ForPool::Nothing,
             why: TurnError::new(
                 "sandbox_lost",
                 format!("the sandbox was lost while the agent ran; the turn starts over in a new one: {cause}"),

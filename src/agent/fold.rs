@@ -53,6 +53,11 @@ impl Fold {
         vec![Block::error("line_too_long", &format!("the agent printed one line of {bytes} bytes, which is left out"))]
     }
 
+    /// Whether a tool is at work.
+    pub fn has_open_calls(&self) -> bool {
+        !self.open_calls.is_empty()
+    }
+
     /// An end for each call that has none, for a turn that is over.
     pub fn dangling(&self, why: &str) -> Vec<Block> {
         self.open_calls

@@ -140,6 +140,8 @@ error_codes! {
     AgentCrashed = "agent_crashed", true;
     /// It was interrupted, which we did not ask for.
     AgentInterrupted = "agent_interrupted", true;
+    /// It said nothing for too long, and was stopped.
+    AgentIdle = "agent_idle", true;
     /// It says that it failed, in words that are new to us.
     AgentFailed = "agent_failed", false;
 }

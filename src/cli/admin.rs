@@ -1,4 +1,4 @@
-//! `turnmill migrate`, `pool`, `fleet`: what operators do to the database.
+//! `turnmill migrate`, `pool`, `tenant`, `fleet`: what operators do to the database.
 
 use std::process::ExitCode;
 
@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 
 use super::{paint, store};
 use crate::config::Config;
-use crate::store::PoolChange;
+use crate::store::{PoolChange, TenantChange};
 
 /// Brings the schema up to date.
 pub async fn migrate(config: &Config) -> anyhow::Result<ExitCode> {
@@ -28,7 +28,7 @@ enum PoolCommand {
     /// Show all pools (the default)
     List,
     /// Make a pool, or change one; takes effect at once
-    Set(PoolSet),
+    Set(Box<PoolSet>),
 }
 
 #[derive(Debug, Args)]
@@ -47,6 +47,15 @@ struct PoolSet {
     /// Seconds after which a turn is stopped
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(i32).range(1..))]
     turn_timeout: Option<i32>,
+    /// Seconds without a word, while no tool runs, after which the agent is stopped and tried again
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(i32).range(1..))]
+    idle_timeout: Option<i32>,
+    /// Most sandboxes created per second, in the whole fleet; "none" for no limit of ours
+    #[arg(long, value_name = "N", value_parser = rate)]
+    create_rate: Option<Rate>,
+    /// Creates that may come at once after a pause
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
+    create_burst: Option<i32>,
     /// Which of E2B's create endpoints: v2, or v1 for servers that speak its API without it
     #[arg(long, value_parser = ["v1", "v2"])]
     api_version: Option<String>,
@@ -70,6 +79,18 @@ struct PoolSet {
 /// The stand-in agent's command line, as a sandbox of the local server finds it.
 pub fn mock_agent() -> Vec<String> {
     ["turnmill", "agent", "mock", "--session-id={session}"].map(str::to_owned).to_vec()
+}
+
+/// Creates a second; `None` = no limit.
+#[derive(Debug, Clone, Copy)]
+struct Rate(Option<f64>);
+
+fn rate(value: &str) -> Result<Rate, String> {
+    if value == "none" {
+        return Ok(Rate(None));
+    }
+    let rate = value.parse().ok().filter(|rate: &f64| *rate > 0.0 && rate.is_finite());
+    rate.map(|rate| Rate(Some(rate))).ok_or_else(|| "give a number above 0, or \"none\"".to_owned())
 }
 
 /// A hook's script; `None` = the shipped one, empty = none.
@@ -101,6 +122,9 @@ impl Pools {
                 agent,
                 agent_env: None,
                 turn_timeout_s: set.turn_timeout,
+                idle_timeout_s: set.idle_timeout,
+                create_rate: set.create_rate.map(|rate| rate.0),
+                create_burst: set.create_burst,
                 state: state.map(str::to_owned),
                 api_version: set.api_version,
                 prepare: set.prepare.map(|hook| hook.0),
@@ -111,8 +135,11 @@ impl Pools {
         }
         for pool in store.pools().await? {
             let state = pool.state_reason.map_or(pool.state.clone(), |why| format!("{} ({})", pool.state, paint::short(&why, 60)));
+            let rate = pool.create_rate.map(|rate| format!(", {rate} creates/s")).unwrap_or_default();
+            let reported = pool.reported.map(|n| format!(", E2B says {n}")).unwrap_or_default();
+            let account = pool.account_cap.map(|n| format!(", its account's limit is {n}")).unwrap_or_default();
             anstream::println!(
-                "{}{}{}  {}/{} sandboxes, {} ready, {state}, template {}, agent {}",
+                "{}{}{}  {}/{} sandboxes{reported}{account}{rate}, {} ready, {state}, template {}, agent {}",
                 paint::BOLD,
                 pool.name,
                 paint::OFF,
@@ -121,6 +148,64 @@ impl Pools {
                 pool.ready,
                 pool.template,
                 paint::short(&pool.agent.join(" "), 60)
+            );
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Show and change tenants.
+#[derive(Debug, Args)]
+pub struct Tenants {
+    #[command(subcommand)]
+    what: Option<TenantCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+enum TenantCommand {
+    /// Show tenants with a weight or a limit of their own (the default)
+    List,
+    /// Make a tenant, or change one; takes effect with the next claim
+    Set(TenantSet),
+}
+
+#[derive(Debug, Args)]
+struct TenantSet {
+    /// The tenant, as in sessions.tenant_id
+    id: String,
+    /// Its share of a pool while others wait too; all others have 1
+    #[arg(long, value_parser = weight)]
+    weight: Option<f64>,
+    /// Most of its turns that run at once
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(0..), conflicts_with = "unlimited")]
+    running_max: Option<i32>,
+    /// No limit of running turns
+    #[arg(long)]
+    unlimited: bool,
+}
+
+fn weight(value: &str) -> Result<f64, String> {
+    value.parse().ok().filter(|w: &f64| *w > 0.0 && *w <= 1e6).ok_or_else(|| "give a number above 0, up to 1000000".to_owned())
+}
+
+impl Tenants {
+    /// Runs it.
+    pub async fn run(self, config: &Config) -> anyhow::Result<ExitCode> {
+        let store = store(config).await?;
+        if let Some(TenantCommand::Set(set)) = self.what {
+            let running_max = if set.unlimited { Some(None) } else { set.running_max.map(Some) };
+            store.set_tenant(&set.id, TenantChange { weight: set.weight, running_max }).await?;
+        }
+        for tenant in store.tenants().await? {
+            let limit = tenant.running_max.map(|max| format!(" of at most {max}")).unwrap_or_default();
+            anstream::println!(
+                "{}{}{}  weight {}, {} running{limit}, {} ready",
+                paint::BOLD,
+                tenant.id,
+                paint::OFF,
+                tenant.weight,
+                tenant.running,
+                tenant.ready
             );
         }
         Ok(ExitCode::SUCCESS)
@@ -161,6 +246,11 @@ impl FleetArgs {
                 (state, true) => state,
             };
             anstream::println!("  {}  {state}, {}/{} turns, {}", worker.id, worker.turns, worker.turns_max, worker.version);
+        }
+        for correction in store.corrections(10).await? {
+            let done =
+                correction.done_at.map_or("within its grace".to_owned(), |at| format!("put right {}", at.format("%Y-%m-%d %H:%M:%S")));
+            anstream::println!("  {} {}: {}; {done}", correction.kind, correction.subject, correction.reason);
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use clap::Args;
 use futures::StreamExt as _;
 use sqlx::PgPool;
@@ -20,7 +21,7 @@ use crate::config::Config;
 use crate::keys::Credentials;
 use crate::local::e2b;
 use crate::local::postgres::{self, Postgres};
-use crate::store::{Enqueue, PoolChange, Settle, Store};
+use crate::store::{self, Enqueue, PoolChange, Settle, Store};
 use crate::turn::Ending;
 use crate::worker::{Assignment, Worker, runtime};
 
@@ -60,7 +61,7 @@ impl Bench {
     }
 
     async fn measure(&self, mut config: Config, url: &str, home: &tempfile::TempDir) -> anyhow::Result<()> {
-        let store = Store::connect(url, self.concurrency.min(40) + 10).await?;
+        let store = Store::connect(&store::Options::new(url, self.concurrency.min(40) + 10)).await?;
         store.migrate().await?;
         let cap = i32::try_from(self.concurrency)?;
         store.set_pool("default", &PoolChange { cap: Some(cap), agent: Some(admin::mock_agent()), ..PoolChange::default() }).await?;
@@ -207,7 +208,7 @@ async fn enqueue(store: &Store, count: u32) -> anyhow::Result<Vec<String>> {
     let turn = Enqueue { prompt: "/mock noop".to_owned(), project_id: Some("bench".to_owned()), ..Enqueue::default() };
     let mut turns = Vec::new();
     for _ in 0..count {
-        turns.push(store.enqueue(&turn).await?.turn_id);
+        turns.push(store.enqueue(&turn).await?.turn_id.context("the turn was not taken")?);
     }
     Ok(turns)
 }

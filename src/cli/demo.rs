@@ -17,7 +17,7 @@ use super::{admin, ourselves, paint, stop_on_signal, watch};
 use crate::agent::{Fold, mock};
 use crate::config::Config;
 use crate::local::postgres::{self, Postgres};
-use crate::store::{BlockRow, Enqueue, PoolChange, Store};
+use crate::store::{self, BlockRow, Enqueue, PoolChange, Store};
 
 /// What the stand-in agent works through; see `turnmill agent mock --help`.
 const SCRIPT: &str = "long";
@@ -84,7 +84,7 @@ impl Stage {
         anstream::println!("{}One turn, two workers, one kill -9.{}\n", paint::BOLD, paint::OFF);
         let home = postgres::passable_tempdir("turnmill-demo-")?;
         let postgres = Postgres::start(&home.path().join("postgres"), postgres::Options::default()).await?;
-        let store = Store::connect(&postgres.url(), 4).await?;
+        let store = Store::connect(&store::Options::new(&postgres.url(), 4)).await?;
         store.migrate().await?;
         prepare_pool(&store, home.path()).await?;
         anstream::println!("  postgres   {}", postgres.url());
@@ -131,7 +131,7 @@ impl Stage {
             paint::OFF
         );
         let turn = Enqueue { prompt: PROMPT.to_owned(), project_id: Some("shop".to_owned()), ..Enqueue::default() };
-        let turn_id = self.store.enqueue(&turn).await?.turn_id;
+        let turn_id = self.store.enqueue(&turn).await?.turn_id.context("the turn was not taken")?;
 
         let mut blocks: Vec<BlockRow> = Vec::new();
         let mut killed: Option<Killed> = None;

@@ -44,7 +44,7 @@ impl Dev {
         } else {
             None
         };
-        let store = Store::connect(config.database.url.expose_secret(), config.database.connections).await?;
+        let store = Store::connect(&config.database.options(config.database.url.expose_secret())).await?;
         store.migrate().await?;
 
         let server = TaskTracker::new();

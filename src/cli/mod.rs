@@ -65,6 +65,8 @@ pub enum Command {
     Turns(turns::Turns),
     /// Cancel a turn: at once if it waits, within a second if it runs
     Cancel(turns::Cancel),
+    /// Enqueue an ended turn's message again
+    Retry(turns::RetryArgs),
     /// Take turns from the queue and run them, until SIGTERM
     Worker(worker::Worker),
     /// Run the local E2B-compatible server (it isolates nothing: for development and tests)
@@ -73,6 +75,8 @@ pub enum Command {
     Migrate,
     /// Show and change pools: caps, templates, agents
     Pool(admin::Pools),
+    /// Show and change tenants: weights, limits of running turns
+    Tenant(admin::Tenants),
     /// Show this database's fleet, or give a copied database an identity of its own
     Fleet(admin::FleetArgs),
     /// Check what a worker needs, and say what to do about what is missing
@@ -112,10 +116,12 @@ impl Cli {
             Command::Watch(watch) => watch.run(&config).await,
             Command::Turns(turns) => turns.run(&config).await,
             Command::Cancel(cancel) => cancel.run(&config).await,
+            Command::Retry(retry) => retry.run(&config).await,
             Command::Worker(worker) => worker.run(config).await,
             Command::Local(local) => local.run().await,
             Command::Migrate => admin::migrate(&config).await,
             Command::Pool(pools) => pools.run(&config).await,
+            Command::Tenant(tenants) => tenants.run(&config).await,
             Command::Fleet(fleet) => fleet.run(&config).await,
             Command::Smoke(smoke) => smoke.run(config).await,
             Command::Doctor => doctor::run(&config).await,
@@ -170,7 +176,7 @@ async fn store(config: &Config) -> anyhow::Result<Store> {
     } else {
         configured.to_owned()
     };
-    Store::connect(&url, config.database.connections).await
+    Store::connect(&config.database.options(&url)).await
 }
 
 /// Cancelled by the first SIGINT or SIGTERM; the second ends the process at once.

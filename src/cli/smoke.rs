@@ -84,10 +84,10 @@ impl Smoke {
             ..Enqueue::default()
         };
         let receipt = store.enqueue(&turn).await?;
-        let id = receipt.turn_id.as_str();
+        let id = receipt.turn_id.as_deref().context("the turn was not taken")?;
         good(&format!("project and session {name}, turn {id}"));
         let again = store.enqueue(&turn).await?;
-        anyhow::ensure!(again.replayed && again.turn_id == id, "a repeated enqueue made another turn: {}", again.turn_id);
+        anyhow::ensure!(again.replayed && again.turn_id == receipt.turn_id, "a repeated enqueue made another turn: {:?}", again.turn_id);
         good("enqueued twice, it is one turn");
         let ended = self.end_of(store, id).await;
         let checked = match ended {

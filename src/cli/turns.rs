@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{paint, store, watch};
 use crate::config::Config;
-use crate::store::Enqueue;
+use crate::store::{Enqueue, Receipt};
 
 /// Commit a turn to the queue.
 #[derive(Debug, Args)]
@@ -28,6 +28,15 @@ pub struct EnqueueArgs {
     /// Idempotency key: repeating the command gives the same turn
     #[arg(long)]
     key: Option<String>,
+    /// While the session is busy: queue, reject or interrupt; as the session says without it
+    #[arg(long, value_parser = ["queue", "reject", "interrupt"])]
+    on_busy: Option<String>,
+    /// Higher first, within a pool
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
+    priority: i32,
+    /// Who pays; turns of one tenant share its weight and limit
+    #[arg(long, value_name = "ID")]
+    tenant: Option<String>,
     /// Per-turn option, as the pool allows: model=…, max_turns=…
     #[arg(long = "option", value_name = "KEY=VALUE")]
     options: Vec<String>,
@@ -54,22 +63,59 @@ impl EnqueueArgs {
                 idempotency_key: self.key,
                 options: Some(options.into()),
                 pool: self.pool,
+                priority: self.priority,
+                tenant_id: self.tenant,
+                on_busy: self.on_busy,
+                user_id: None,
             })
             .await?;
-        if self.json {
-            anstream::println!("{}", serde_json::to_string(&receipt)?);
-        } else {
-            let waits = receipt.waits_for.as_ref().map(|why| format!(", waits: {why}")).unwrap_or_default();
-            anstream::println!(
-                "{}{}{}  {}{waits}, session {}",
-                paint::BOLD,
-                receipt.turn_id,
-                paint::OFF,
-                receipt.status,
-                receipt.session_id
-            );
+        show_receipt(&receipt, self.json)?;
+        match receipt.turn_id {
+            Some(turn) if self.watch => watch::follow(&store, &turn, self.json).await,
+            Some(_) => Ok(ExitCode::SUCCESS),
+            None => Ok(ExitCode::FAILURE),
         }
-        if self.watch { watch::follow(&store, &receipt.turn_id, self.json).await } else { Ok(ExitCode::SUCCESS) }
+    }
+}
+
+fn show_receipt(receipt: &Receipt, json: bool) -> anyhow::Result<()> {
+    if json {
+        anstream::println!("{}", serde_json::to_string(receipt)?);
+        return Ok(());
+    }
+    let Some(turn) = &receipt.turn_id else {
+        anstream::println!("{}rejected{}  session {} is busy; nothing was enqueued", paint::BAD, paint::OFF, receipt.session_id);
+        return Ok(());
+    };
+    let ahead = if receipt.queue_position > 0 { format!(", {} before it", receipt.queue_position) } else { String::new() };
+    let waits = receipt.waits_for.as_ref().map(|why| format!(", waits: {why}")).unwrap_or_default();
+    anstream::println!("{}{turn}{}  {}{ahead}{waits}, session {}", paint::BOLD, paint::OFF, receipt.disposition, receipt.session_id);
+    Ok(())
+}
+
+/// Enqueue an ended turn's message again.
+#[derive(Debug, Args)]
+pub struct RetryArgs {
+    /// The turn that has ended
+    turn: String,
+    /// Stay and show the answer while it comes
+    #[arg(long, short)]
+    watch: bool,
+    /// Print the receipt as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl RetryArgs {
+    /// Runs it.
+    pub async fn run(self, config: &Config) -> anyhow::Result<ExitCode> {
+        let store = store(config).await?;
+        let receipt = store.retry(&self.turn).await?;
+        show_receipt(&receipt, self.json)?;
+        match receipt.turn_id {
+            Some(turn) if self.watch => watch::follow(&store, &turn, self.json).await,
+            _ => Ok(ExitCode::SUCCESS),
+        }
     }
 }
 

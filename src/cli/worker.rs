@@ -38,7 +38,7 @@ impl Worker {
             !config.e2b.api_key.expose_secret().is_empty(),
             "E2B_API_KEY is not set; a worker needs an E2B account, or a server like it (E2B_API_URL)"
         );
-        let store = Store::connect(url, config.database.connections).await?;
+        let store = Store::connect(&config.database.options(url)).await?;
         let stop = stop_on_signal()?;
         let background = TaskTracker::new();
         let credentials = Credentials::from_environment(|name| std::env::var(name).ok());

@@ -7,11 +7,13 @@ WITH input AS (
 ),
 held AS MATERIALIZED (
     SELECT j.turn_id
-    FROM turnmill.jobs j JOIN input i USING (turn_id)
+    FROM turnmill.jobs j JOIN input i USING (turn_id) JOIN turnmill.turns t ON t.id = j.turn_id
     WHERE j.state = 'leased' AND j.epoch = i.epoch AND j.attempt = i.attempt AND j.journal_offset = i.from_offset
     -- Ordered, so that two writers can't deadlock; skipped, so that one locked row stalls nobody.
     ORDER BY j.turn_id
     FOR NO KEY UPDATE OF j SKIP LOCKED
+    -- The blocks' foreign key will want this lock: who sits on a turn's row stalls that turn alone.
+    FOR KEY SHARE OF t SKIP LOCKED
 ),
 moved AS (
     UPDATE turnmill.jobs j

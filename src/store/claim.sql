@@ -3,11 +3,12 @@
 --
 -- AS MATERIALIZED: a LIMIT under a nested loop may be evaluated again and claim more than it says.
 -- FOR NO KEY UPDATE: nothing references these rows by key, so no MultiXact appears.
-WITH adopted AS MATERIALIZED (
+-- SKIP LOCKED, everywhere and for turns too: no row that somebody sits on holds up the others.
+WITH RECURSIVE adopted AS MATERIALIZED (
     SELECT turn_id, slot_id, nextval('turnmill.epochs') AS epoch
     FROM (
         SELECT j.turn_id, j.slot_id
-        FROM turnmill.jobs j
+        FROM turnmill.jobs j JOIN turnmill.turns t ON t.id = j.turn_id
         WHERE j.state = 'leased'
           -- The database compares its own clock; a lease that was renewed in this moment costs the
           -- slower of the two one refused write.
@@ -15,28 +16,76 @@ WITH adopted AS MATERIALIZED (
                           WHERE w.id = j.worker_id AND w.lease_until > clock_timestamp())
         ORDER BY j.queued_at
         LIMIT $2
-        FOR NO KEY UPDATE OF j SKIP LOCKED
+        FOR NO KEY UPDATE OF j, t SKIP LOCKED
     ) orphan
 ),
-wanted AS MATERIALIZED (
-    SELECT turn_id, session_id, pool, priority, queued_at
+-- The create-rate buckets of pools that have one. Locked, so that no token is spent twice.
+bucket AS MATERIALIZED (
+    SELECT q.pool, least(p.create_burst, q.tokens + p.create_rate * extract(epoch FROM clock_timestamp() - q.tokens_at)) AS tokens
+    FROM turnmill.pools p JOIN turnmill.pool_states q ON q.pool = p.name
+    WHERE p.state = 'active' AND p.create_rate IS NOT NULL AND q.creates_after <= clock_timestamp()
+      AND EXISTS (SELECT FROM turnmill.jobs r WHERE r.pool = p.name AND r.state = 'ready' AND r.run_at <= clock_timestamp())
+    FOR NO KEY UPDATE OF q SKIP LOCKED
+),
+-- Pools in which something may start, and how much: no more than free slots, so that a full pool hides nobody's work.
+open AS MATERIALIZED (
+    SELECT pool, (SELECT count(*) FROM (
+               SELECT FROM turnmill.slots s WHERE s.pool = p.pool AND s.state = 'free' AND NOT s.retire LIMIT p.most) free) AS room
     FROM (
-        SELECT j.*
-        FROM turnmill.pools p
-        -- Per pool, no more than it has free slots: a full pool must not hide another's work.
-        CROSS JOIN LATERAL (
-            SELECT r.turn_id, r.session_id, r.pool, r.priority, r.queued_at
-            FROM turnmill.jobs r
-            WHERE r.pool = p.name AND r.state = 'ready' AND r.run_at <= clock_timestamp()
+        SELECT b.pool, least(floor(b.tokens)::bigint, $2) AS most FROM bucket b WHERE b.tokens >= 1
+        UNION ALL
+        SELECT p.name, $2 FROM turnmill.pools p JOIN turnmill.pool_states q ON q.pool = p.name
+        WHERE p.state = 'active' AND p.create_rate IS NULL AND q.creates_after <= clock_timestamp()
+    ) p
+),
+-- Each tenant with ready work, by jumps along the index: nobody's backlog is walked through.
+head AS (
+    SELECT o.pool, first.tenant_id FROM open o CROSS JOIN LATERAL (
+        SELECT r.tenant_id FROM turnmill.jobs r WHERE r.pool = o.pool AND r.state = 'ready' ORDER BY r.tenant_id LIMIT 1) first
+    WHERE o.room > 0
+    UNION ALL
+    SELECT h.pool, next.tenant_id FROM head h CROSS JOIN LATERAL (
+        SELECT r.tenant_id FROM turnmill.jobs r
+        WHERE r.pool = h.pool AND r.state = 'ready' AND r.tenant_id > h.tenant_id ORDER BY r.tenant_id LIMIT 1) next
+),
+-- What each may start. Rows of tenants with a limit are locked, so that the limit is exact.
+limited AS MATERIALIZED (
+    SELECT t.id, t.running_max - t.running AS room
+    FROM turnmill.tenants t
+    WHERE t.running < t.running_max AND t.id IN (SELECT tenant_id FROM head)
+    FOR NO KEY UPDATE OF t SKIP LOCKED
+),
+-- The first few of each, by what its tenant would then have running for its weight.
+candidate AS (
+    SELECT h.pool, h.tenant_id, r.turn_id, r.priority, r.queued_at, r.nth,
+           (coalesce(n.running, 0) + r.nth) / coalesce(t.weight, 1) AS share
+    FROM head h
+    LEFT JOIN turnmill.tenants t ON t.id = h.tenant_id
+    LEFT JOIN limited l ON l.id = h.tenant_id
+    LEFT JOIN (SELECT j.tenant_id, count(*) AS running FROM turnmill.jobs j
+               WHERE j.state = 'leased' AND j.tenant_id <> '' GROUP BY j.tenant_id) n ON n.tenant_id = h.tenant_id
+    CROSS JOIN LATERAL (
+        SELECT r.*, row_number() OVER (ORDER BY r.priority DESC, r.queued_at, r.turn_id) AS nth FROM (
+            SELECT r.turn_id, r.priority, r.queued_at FROM turnmill.jobs r
+            WHERE r.pool = h.pool AND r.tenant_id = h.tenant_id AND r.state = 'ready' AND r.run_at <= clock_timestamp()
             ORDER BY r.priority DESC, r.queued_at, r.turn_id
-            LIMIT (SELECT count(*) FROM (
-                       SELECT FROM turnmill.slots s
-                       WHERE s.pool = p.name AND s.state = 'free' AND NOT s.retire LIMIT $2) free)
-            FOR NO KEY UPDATE OF r SKIP LOCKED
-        ) j
-        WHERE p.state = 'active'
-    ) ready
-    ORDER BY priority DESC, queued_at
+            -- A few more than wanted: some may be locked.
+            LIMIT $2 + 8) r
+    ) r
+    WHERE t.running_max IS NULL OR r.nth <= l.room
+),
+wanted AS MATERIALIZED (
+    SELECT j.turn_id, j.session_id, j.pool, j.priority, j.share, j.queued_at
+    FROM open o
+    CROSS JOIN LATERAL (
+        SELECT j.turn_id, j.session_id, j.pool, c.priority, c.share, c.queued_at
+        FROM candidate c JOIN turnmill.jobs j ON j.turn_id = c.turn_id JOIN turnmill.turns t ON t.id = c.turn_id
+        WHERE c.pool = o.pool AND j.state = 'ready'
+        ORDER BY c.priority DESC, c.share, c.queued_at, c.turn_id
+        LIMIT o.room
+        FOR NO KEY UPDATE OF j, t SKIP LOCKED
+    ) j
+    ORDER BY j.priority DESC, j.share, j.queued_at
     LIMIT $2 - (SELECT count(*) FROM adopted)
 ),
 room AS MATERIALIZED (
@@ -50,9 +99,14 @@ room AS MATERIALIZED (
     ) s
 ),
 started AS MATERIALIZED (
-    SELECT j.turn_id, j.session_id, r.slot_id, nextval('turnmill.epochs') AS epoch
-    FROM (SELECT *, row_number() OVER (PARTITION BY pool ORDER BY priority DESC, queued_at) AS nth FROM wanted) j
+    SELECT j.turn_id, j.session_id, j.pool, r.slot_id, nextval('turnmill.epochs') AS epoch
+    FROM (SELECT *, row_number() OVER (PARTITION BY pool ORDER BY priority DESC, share, queued_at) AS nth FROM wanted) j
     JOIN (SELECT *, row_number() OVER (PARTITION BY pool ORDER BY slot_id) AS nth FROM room) r USING (pool, nth)
+),
+spent AS (
+    UPDATE turnmill.pool_states q SET tokens = b.tokens - s.n, tokens_at = clock_timestamp()
+    FROM bucket b JOIN (SELECT pool, count(*) AS n FROM started GROUP BY pool) s USING (pool)
+    WHERE q.pool = b.pool
 ),
 taken AS (
     SELECT turn_id, slot_id, epoch, 'adopted' AS taken FROM adopted
@@ -80,6 +134,7 @@ slot AS (
             'timeout', p.sandbox_timeout_s,
             'metadata', jsonb_build_object(
                 'turnmill_fleet', (SELECT f.id FROM turnmill.fleet f),
+                'turnmill_pool', p.name,
                 'turnmill_turn', t.turn_id,
                 'turnmill_nonce', 'tm-' || s.id || '-' || t.epoch)) ELSE s.create_request END
     FROM taken t
@@ -96,7 +151,9 @@ turn AS (
 ),
 superseded AS (
     UPDATE turnmill.attempts a
-    SET ended_at = clock_timestamp(), ended = 'lost', to_offset = job.journal_offset
+    SET ended_at = clock_timestamp(), to_offset = job.journal_offset,
+        ended = CASE WHEN EXISTS (SELECT FROM turnmill.workers w WHERE w.id = a.worker_id AND w.released_at IS NOT NULL)
+                     THEN 'handed_over' ELSE 'lost' END
     FROM job WHERE a.turn_id = job.turn_id AND a.ended_at IS NULL
 ),
 noted AS (
@@ -138,6 +195,12 @@ SELECT job.turn_id            AS "turn_id!",
        pool.prepare_timeout_s AS "prepare_timeout_s!",
        pool.finish_timeout_s  AS "finish_timeout_s!",
        pool.sandbox_timeout_s AS "sandbox_timeout_s!",
+       pool.idle_timeout_s    AS "idle_timeout_s!",
+       -- Processes that died within a lease of taking it: in order they give it back, and after an outage they beat again.
+       (SELECT count(*) FROM turnmill.attempts a JOIN turnmill.workers w ON w.id = a.worker_id
+        WHERE job.taken = 'adopted' AND a.turn_id = job.turn_id AND a.epoch <> job.epoch AND w.released_at IS NULL
+          AND (a.ended IS NULL OR a.ended = 'lost') AND w.heartbeat_at < coalesce(a.ended_at, clock_timestamp())
+          AND w.lease_until <= clock_timestamp() AND a.taken_at > w.heartbeat_at - (w.lease_until - w.heartbeat_at)) AS "crashes!",
        greatest(pool.turn_timeout_s - extract(epoch FROM clock_timestamp() - turn.started_at), 0)::float8 AS "seconds_left!"
 FROM job
 JOIN slot ON slot.id = job.slot_id

@@ -42,21 +42,23 @@ impl Store {
              RETURNING id, name",
             name
         )
-        .fetch_one(&mut *tx)
+        .fetch_one(&mut tx)
         .await?;
         sqlx::query!(
             "UPDATE turnmill.jobs SET state = 'ready', worker_id = NULL, epoch = NULL, phase = NULL, slot_id = NULL,
                     attempt = attempt + 1, generation = generation + 1, journal_offset = 0, run_at = clock_timestamp()
              WHERE state = 'leased'"
         )
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await?;
         sqlx::query!(
             "UPDATE turnmill.slots SET state = 'free', epoch = NULL, due_at = NULL, turn_id = NULL, session_id = NULL,
                     nonce = NULL, create_request = NULL, asked_at = NULL, sandbox_id = NULL, sandbox_at = NULL"
         )
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await?;
+        sqlx::query!("UPDATE turnmill.duties SET worker_id = NULL, lease_until = clock_timestamp()").execute(&mut tx).await?;
+        sqlx::query!("DELETE FROM turnmill.corrections").execute(&mut tx).await?;
         tx.commit().await?;
         Ok(fleet)
     }

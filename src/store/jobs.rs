@@ -69,6 +69,10 @@ pub struct Claimed {
     pub sandbox_timeout: Duration,
     /// What is left of the turn's limit, by the database's clock.
     pub time_left: Duration,
+    /// How long its agent may say nothing while no tool of its runs.
+    pub idle_timeout: Duration,
+    /// Worker processes that died soon after they had taken this turn.
+    pub crashes: i64,
 }
 
 /// What a pool runs in its sandboxes around the agent: `None` = the shipped script, empty = none.
@@ -139,6 +143,8 @@ impl Store {
                 },
                 sandbox_timeout: Duration::from_secs(u64::try_from(r.sandbox_timeout_s).unwrap_or(60)),
                 time_left: Duration::from_secs_f64(r.seconds_left),
+                idle_timeout: Duration::from_secs(u64::try_from(r.idle_timeout_s).unwrap_or(600)),
+                crashes: r.crashes,
             })
             .collect())
     }
@@ -183,15 +189,22 @@ impl Store {
     /// Hands over jobs in this worker's name that it doesn't know of: a claim whose answer was lost, or
     /// what it let go of when its lease ran out. Call it only where no claim is under way.
     pub async fn hand_over_strangers(&self, worker: &str, known: &[i64]) -> sqlx::Result<u64> {
-        let given = sqlx::query!(
-            "UPDATE turnmill.jobs SET worker_id = NULL
-             WHERE state = 'leased' AND worker_id = $1 AND epoch <> ALL ($2)",
+        let given = sqlx::query_scalar!(
+            r#"WITH job AS (
+                 UPDATE turnmill.jobs j SET worker_id = NULL
+                 FROM (SELECT turn_id FROM turnmill.jobs WHERE state = 'leased' AND worker_id = $1 AND epoch <> ALL ($2)
+                       FOR NO KEY UPDATE SKIP LOCKED) stray
+                 WHERE j.turn_id = stray.turn_id RETURNING j.epoch, j.journal_offset),
+               noted AS (
+                 UPDATE turnmill.attempts a SET ended_at = clock_timestamp(), ended = 'handed_over', to_offset = job.journal_offset
+                 FROM job WHERE a.epoch = job.epoch AND a.ended_at IS NULL)
+               SELECT count(*) AS "given!" FROM job"#,
             worker,
             known,
         )
-        .execute(&self.pool)
+        .fetch_one(&self.pool)
         .await?;
-        Ok(given.rows_affected())
+        Ok(u64::try_from(given).unwrap_or(0))
     }
 
     /// Of these turns, those that someone wants cancelled, with the reason given.
@@ -226,6 +239,9 @@ impl Store {
         .execute(&self.pool)
         .await?;
         sqlx::query!("DELETE FROM turnmill.slots WHERE state = 'free' AND retire").execute(&self.pool).await?;
+        sqlx::query!("SELECT turnmill.recount_tenant(id) FROM turnmill.tenants WHERE running_max IS NOT NULL")
+            .fetch_all(&self.pool)
+            .await?;
         self.sweep_workers().await
     }
 }

@@ -22,8 +22,8 @@ impl Wake {
 
 impl Store {
     /// Starts to listen for enqueued turns.
-    pub async fn listen(&self) -> sqlx::Result<Wake> {
-        let mut listener = PgListener::connect_with(&self.pool).await?;
+    pub async fn listen(&self) -> anyhow::Result<Wake> {
+        let mut listener = PgListener::connect_with(self.direct()?).await?;
         listener.listen(READY).await?;
         Ok(Wake { listener })
     }

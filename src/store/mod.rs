@@ -12,33 +12,42 @@
 //! | `slots` | intent, sandbox known, release |
 //! | `workers` | register, renew, release |
 //! | `pools`, `fleet` | configuration that lives in the database |
+//! | `reconcile` | what E2B says against the slots |
+//! | `tenants` | weights and limits |
 //! | `listen` | wake-ups |
+//! | `db` | connections, time limits, PgBouncer |
 
 mod blocks;
+mod db;
 mod fleet;
 mod jobs;
 mod listen;
 mod next_attempt;
 mod pools;
+mod reconcile;
 mod settle;
 mod slots;
+mod tenants;
 mod turns;
 mod workers;
-
-use std::time::Duration;
 
 use anyhow::Context as _;
 use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 
+use db::Db;
+
 pub use blocks::{Answer, Append, Position};
+pub use db::Limits;
 pub use fleet::Fleet;
 pub use jobs::{Claimed, PoolHooks, Taken};
 pub use listen::Wake;
 pub use next_attempt::NextAttempt;
-pub use pools::{Pool, PoolChange};
+pub use pools::{Hold, Pool, PoolChange};
+pub use reconcile::{Correction, SlotView};
 pub use settle::{Retry, Settle};
 pub use slots::Releasing;
+pub use tenants::{Tenant, TenantChange};
 pub use turns::{BlockRow, Enqueue, Reading, Receipt, Seam, TurnRow};
 pub use workers::WorkerRow;
 
@@ -50,42 +59,82 @@ pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!();
 #[error("fenced: another worker has this turn, or it has ended")]
 pub struct Fenced;
 
+/// Where the database is and how to use it.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// `postgres://…`, or PgBouncer's.
+    pub url: String,
+    /// Postgres itself, where `url` is PgBouncer's: for migrations and LISTEN. `None`: neither works then.
+    pub direct_url: Option<String>,
+    /// Most connections of this process, but for two: its heartbeat has one of its own, LISTEN another.
+    pub connections: u32,
+    /// How long statements may take.
+    pub limits: Limits,
+}
+
+impl Options {
+    /// With the defaults.
+    pub fn new(url: &str, connections: u32) -> Self {
+        Self { url: url.to_owned(), direct_url: None, connections, limits: Limits::default() }
+    }
+}
+
 /// The database. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Store {
-    pool: PgPool,
+    pool: Db,
+    /// Apart, so that nothing that waits for a connection can cost the process its lease.
+    heartbeats: Db,
+    /// Straight to Postgres, without limits on time; `None`: not through PgBouncer.
+    direct: Option<PgPool>,
 }
 
 impl Store {
     /// Over an existing pool, as tests have it.
     pub fn new(pool: PgPool) -> Self {
-        Self { pool }
+        Self { pool: Db::over(pool.clone()), heartbeats: Db::over(pool.clone()), direct: Some(pool) }
     }
 
     /// Connects. Fails within seconds, with a text that says which URL (without its password) and what to do.
-    pub async fn connect(url: &str, connections: u32) -> anyhow::Result<Self> {
-        let options: PgConnectOptions =
-            url.parse().with_context(|| "DATABASE_URL is not a Postgres URL; it looks like postgres://user:password@host:5432/database")?;
-        let place = format!("{}:{}/{}", options.get_host(), options.get_port(), options.get_database().unwrap_or("postgres"));
-        let pool = PgPoolOptions::new()
-            .max_connections(connections)
-            .acquire_timeout(Duration::from_secs(5))
-            .connect_with(options.application_name("turnmill"))
-            .await
-            .with_context(|| {
-                format!("can't reach Postgres at {place}; check DATABASE_URL, and that the server runs and lets this host in")
-            })?;
-        Ok(Self { pool })
+    pub async fn connect(options: &Options) -> anyhow::Result<Self> {
+        let parse = |name: &str, url: &str| -> anyhow::Result<PgConnectOptions> {
+            url.parse().with_context(|| format!("{name} is not a Postgres URL; it looks like postgres://user:password@host:5432/database"))
+        };
+        let to = parse("DATABASE_URL", &options.url)?;
+        let place = format!("{}:{}/{}", to.get_host(), to.get_port(), to.get_database().unwrap_or("postgres"));
+        let direct = match (&options.direct_url, options.limits.pgbouncer) {
+            (Some(url), _) => Some(parse("database.direct_url", url)?),
+            (None, true) => None,
+            (None, false) => Some(to.clone()),
+        };
+        let store = Self {
+            pool: Db::new(to.clone(), options.connections, options.limits),
+            heartbeats: Db::new(to, 1, options.limits),
+            direct: direct.map(|to| PgPoolOptions::new().max_connections(1).connect_lazy_with(to.application_name("turnmill"))),
+        };
+        store.ping().await.with_context(|| {
+            format!("can't reach Postgres at {place}; check DATABASE_URL, and that the server runs and lets this host in")
+        })?;
+        Ok(store)
+    }
+
+    async fn ping(&self) -> sqlx::Result<()> {
+        sqlx::query_scalar!(r#"SELECT true AS "true!""#).fetch_one(&self.pool).await?;
+        Ok(())
     }
 
     /// The pool below, for tests that look behind the curtain.
     pub fn pool(&self) -> &PgPool {
-        &self.pool
+        self.pool.pool()
+    }
+
+    fn direct(&self) -> anyhow::Result<&PgPool> {
+        self.direct.as_ref().context("this does not work through PgBouncer; set database.direct_url to Postgres' own URL")
     }
 
     /// Brings the schema up to date. Safe to run from many processes at once.
     pub async fn migrate(&self) -> anyhow::Result<()> {
-        MIGRATOR.run(&self.pool).await.context("migrating the turnmill schema")
+        MIGRATOR.run(self.direct()?).await.context("migrating the turnmill schema")
     }
 
     /// Fails unless the database has exactly the migrations that this binary knows.
@@ -121,11 +170,12 @@ pub fn is_outage(error: &sqlx::Error) -> bool {
             true
         }
         sqlx::Error::Database(e) => e.code().is_some_and(|code| {
-            // 08 connection, 40 rolled back (deadlock, serialisation), 53 resources, 57P admin shutdown or start-up, 25006 read-only replica, 55P03 lock
+            // 08 connection, 40 rolled back (deadlock, serialisation), 53 resources, 57P admin shutdown or start-up, 57014 took too long, 25006 read-only replica, 55P03 lock
             code.starts_with("08")
                 || code.starts_with("40")
                 || code.starts_with("53")
                 || code.starts_with("57P")
+                || code == "57014"
                 || code == "25006"
                 || code == "55P03"
         }),

@@ -21,6 +21,24 @@ pub struct Pool {
     pub state_reason: Option<String>,
     /// The agent's command line.
     pub agent: Vec<String>,
+    /// Creates a second, if limited.
+    pub create_rate: Option<f64>,
+    /// The account's own limit, where E2B has named it.
+    pub account_cap: Option<i32>,
+    /// Sandboxes of this fleet that E2B listed as running.
+    pub reported: Option<i32>,
+}
+
+/// Why nobody may create in a pool for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hold {
+    /// E2B's rate limit: for at least this long.
+    Rate(std::time::Duration),
+    /// E2B's limit of concurrent sandboxes, and how high it said that is.
+    Capacity {
+        /// Sandboxes.
+        account_cap: Option<i32>,
+    },
 }
 
 /// What to change of a pool; `None` leaves it. A pool that doesn't exist is made.
@@ -36,6 +54,12 @@ pub struct PoolChange {
     pub agent_env: Option<serde_json::Value>,
     /// Longest turn, seconds.
     pub turn_timeout_s: Option<i32>,
+    /// Longest silence of an agent without an open call, seconds.
+    pub idle_timeout_s: Option<i32>,
+    /// Most creates a second; `Some(None)` = no limit of ours.
+    pub create_rate: Option<Option<f64>>,
+    /// Creates that may come at once after a pause.
+    pub create_burst: Option<i32>,
     /// `v1` or `v2` of E2B's create.
     pub api_version: Option<String>,
     /// Script that brings the project's files in; `Some(None)` = the shipped one, an empty one = none.
@@ -53,10 +77,10 @@ impl Store {
     pub async fn pools(&self) -> sqlx::Result<Vec<Pool>> {
         sqlx::query_as!(
             Pool,
-            r#"SELECT p.name, p.template, p.cap, p.state, p.state_reason, p.agent,
+            r#"SELECT p.name, p.template, p.cap, p.state, p.state_reason, p.agent, p.create_rate, q.account_cap, q.reported,
                  (SELECT count(*) FROM turnmill.slots s WHERE s.pool = p.name AND s.state <> 'free') AS "held!",
                  (SELECT count(*) FROM turnmill.jobs j WHERE j.pool = p.name AND j.state = 'ready') AS "ready!"
-               FROM turnmill.pools p ORDER BY p.name"#
+               FROM turnmill.pools p JOIN turnmill.pool_states q ON q.pool = p.name ORDER BY p.name"#
         )
         .fetch_all(&self.pool)
         .await
@@ -65,7 +89,7 @@ impl Store {
     /// Makes or changes a pool. Its slots follow the cap in the same transaction.
     pub async fn set_pool(&self, name: &str, change: &PoolChange) -> sqlx::Result<()> {
         let mut tx = self.pool.begin().await?;
-        sqlx::query!("INSERT INTO turnmill.pools (name) VALUES ($1) ON CONFLICT (name) DO NOTHING", name).execute(&mut *tx).await?;
+        sqlx::query!("INSERT INTO turnmill.pools (name) VALUES ($1) ON CONFLICT (name) DO NOTHING", name).execute(&mut tx).await?;
         sqlx::query!(
             "UPDATE turnmill.pools SET
                cap = coalesce($2, cap), template = coalesce($3, template), agent = coalesce($4, agent),
@@ -76,7 +100,10 @@ impl Store {
                prepare = CASE WHEN $8 THEN $9 ELSE prepare END,
                watch = CASE WHEN $10 THEN $11 ELSE watch END,
                finish = CASE WHEN $12 THEN $13 ELSE finish END,
-               api_version = coalesce($14, api_version)
+               api_version = coalesce($14, api_version),
+               idle_timeout_s = coalesce($15, idle_timeout_s),
+               create_rate = CASE WHEN $16 THEN $17 ELSE create_rate END,
+               create_burst = coalesce($18, create_burst)
              WHERE name = $1",
             name,
             change.cap,
@@ -92,8 +119,12 @@ impl Store {
             change.finish.is_some(),
             change.finish.clone().flatten(),
             change.api_version,
+            change.idle_timeout_s,
+            change.create_rate.is_some(),
+            change.create_rate.flatten(),
+            change.create_burst,
         )
-        .execute(&mut *tx)
+        .execute(&mut tx)
         .await?;
         tx.commit().await
     }
@@ -109,6 +140,34 @@ impl Store {
         .execute(&self.pool)
         .await?;
         Ok(())
+    }
+
+    /// E2B has said 429: nobody creates in the pool for a while. For capacity that is 1 s, then 2, up to 10, until a
+    /// create works again. Gives the pause.
+    pub async fn hold_creates(&self, pool: &str, hold: Hold, chance: f64) -> sqlx::Result<std::time::Duration> {
+        let (kind, least, account_cap) = match hold {
+            Hold::Rate(least) => ("rate", Some(least.as_secs_f64()), None),
+            Hold::Capacity { account_cap } => ("capacity", None, account_cap),
+        };
+        let pause = sqlx::query_scalar!(
+            r#"WITH pause AS (
+                 SELECT pool, coalesce($3, least(10, 2 ^ least(capacity_hits, 4))) * (1 + $4::float8 / 4) AS seconds
+                 FROM turnmill.pool_states WHERE pool = $1)
+               UPDATE turnmill.pool_states q
+               SET creates_after = greatest(q.creates_after, clock_timestamp() + make_interval(secs => pause.seconds)), held_for = $2,
+                   capacity_hits = q.capacity_hits + CASE $2 WHEN 'capacity' THEN 1 ELSE 0 END,
+                   account_cap = coalesce($5, q.account_cap)
+               FROM pause WHERE q.pool = pause.pool
+               RETURNING pause.seconds AS "seconds!""#,
+            pool,
+            kind,
+            least,
+            chance,
+            account_cap,
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(std::time::Duration::from_secs_f64(pause.max(0.0)))
     }
 
     /// Pools that have been blocked for ten seconds without a probe; each is given to one caller at a time.

@@ -50,14 +50,14 @@ impl Store {
             &rows.parent as &[Option<String>],
             &rows.source as &[Option<String>],
         )
-        .fetch_one(&mut *tx)
+        .fetch_one(&mut tx)
         .await?;
         if done.settled == 0 {
             tx.rollback().await?;
             return Ok(Err(Fenced));
         }
         // A second statement, because it must see the job gone.
-        sqlx::query_scalar!("SELECT turnmill.promote($1)", job.session_id).fetch_one(&mut *tx).await?;
+        sqlx::query_scalar!("SELECT turnmill.promote($1)", job.session_id).fetch_one(&mut tx).await?;
         tx.commit().await?;
         Ok(Ok(()))
     }
@@ -102,7 +102,7 @@ impl Store {
             hold.as_secs_f64(),
             job.slot_id,
         )
-        .fetch_one(&mut *tx)
+        .fetch_one(&mut tx)
         .await?;
         if done.done == 0 {
             tx.rollback().await?;
@@ -110,7 +110,7 @@ impl Store {
         }
         // Asked to cancel while it ran: it must not come back from the queue.
         sqlx::query!("SELECT turnmill.cancel_turn(turn_id, reason) FROM turnmill.cancel_requests WHERE turn_id = $1", job.turn_id)
-            .fetch_optional(&mut *tx)
+            .fetch_optional(&mut tx)
             .await?;
         tx.commit().await?;
         Ok(Ok(()))

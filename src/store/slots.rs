@@ -46,7 +46,10 @@ impl Store {
                UPDATE turnmill.jobs SET phase = CASE phase WHEN 'sandbox' THEN 'prepare' ELSE phase END
                WHERE turn_id = $1 AND epoch = $2 RETURNING slot_id),
              noted AS (
-               UPDATE turnmill.attempts a SET sandbox_id = $3, sandbox_at = clock_timestamp() FROM job WHERE a.epoch = $2)
+               UPDATE turnmill.attempts a SET sandbox_id = $3, sandbox_at = clock_timestamp() FROM job WHERE a.epoch = $2),
+             room AS (  -- E2B has room again
+               UPDATE turnmill.pool_states q SET capacity_hits = 0
+               FROM job JOIN turnmill.slots s ON s.id = job.slot_id WHERE q.pool = s.pool AND q.capacity_hits > 0)
              UPDATE turnmill.slots s SET state = 'busy', sandbox_id = $3, sandbox_at = clock_timestamp()
              FROM job WHERE s.id = job.slot_id AND s.epoch = $2 AND s.state IN ('creating', 'busy')",
             job.turn_id,

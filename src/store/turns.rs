@@ -22,21 +22,33 @@ pub struct Enqueue {
     pub options: Option<serde_json::Value>,
     /// `None`: the session's, or `default`.
     pub pool: Option<String>,
+    /// Higher first, within a pool.
+    pub priority: i32,
+    /// Who talks.
+    pub user_id: Option<String>,
+    /// Who pays.
+    pub tenant_id: Option<String>,
+    /// queue, reject or interrupt; `None`: as the session says.
+    pub on_busy: Option<String>,
 }
 
 /// What an enqueue did.
 #[derive(Debug, Clone, Serialize)]
 pub struct Receipt {
-    /// The turn.
-    pub turn_id: String,
+    /// The turn; `None`: the session was busy and it was not to wait.
+    pub turn_id: Option<String>,
     /// Its session.
     pub session_id: String,
     /// Its status.
-    pub status: String,
+    pub status: Option<String>,
     /// The idempotency key was known: this is its turn.
     pub replayed: bool,
     /// Why it does not start at once.
     pub waits_for: Option<String>,
+    /// started, queued, interrupting or rejected.
+    pub disposition: String,
+    /// Unfinished turns of its session before it.
+    pub queue_position: i32,
 }
 
 /// A turn as the web app sees it.
@@ -131,9 +143,11 @@ impl Store {
     pub async fn enqueue(&self, turn: &Enqueue) -> sqlx::Result<Receipt> {
         sqlx::query_as!(
             Receipt,
-            r#"SELECT turn_id AS "turn_id!", session_id AS "session_id!", status AS "status!", replayed AS "replayed!", waits_for
+            r#"SELECT turn_id, session_id AS "session_id!", status, replayed AS "replayed!", waits_for, disposition AS "disposition!",
+                 queue_position AS "queue_position!"
                FROM turnmill.enqueue_turn(prompt => $1, project_id => $2, session_id => $3, turn_id => $4,
-                 idempotency_key => $5, options => coalesce($6, '{}'::jsonb), pool => $7)"#,
+                 idempotency_key => $5, options => coalesce($6, '{}'::jsonb), pool => $7, priority => $8, user_id => $9,
+                 tenant_id => $10, on_busy => $11)"#,
             turn.prompt,
             turn.project_id,
             turn.session_id,
@@ -141,6 +155,22 @@ impl Store {
             turn.idempotency_key,
             turn.options,
             turn.pool,
+            turn.priority,
+            turn.user_id,
+            turn.tenant_id,
+            turn.on_busy,
+        )
+        .fetch_one(&self.pool)
+        .await
+    }
+
+    /// Enqueues an ended turn's message again, as a new turn at the end of its session.
+    pub async fn retry(&self, turn_id: &str) -> sqlx::Result<Receipt> {
+        sqlx::query_as!(
+            Receipt,
+            r#"SELECT turn_id, session_id AS "session_id!", status, replayed AS "replayed!", waits_for, disposition AS "disposition!",
+                 queue_position AS "queue_position!" FROM turnmill.retry_turn($1)"#,
+            turn_id,
         )
         .fetch_one(&self.pool)
         .await
@@ -247,15 +277,15 @@ impl Store {
                FROM turnmill.sessions s WHERE s.id = $1 FOR UPDATE"#,
             session_id
         )
-        .fetch_optional(&mut *tx)
+        .fetch_optional(&mut tx)
         .await?;
         if found.is_some_and(|session| session.busy) {
             return Ok(false);
         }
         sqlx::query!("DELETE FROM turnmill.attempts a USING turnmill.turns t WHERE t.session_id = $1 AND a.turn_id = t.id", session_id)
-            .execute(&mut *tx)
+            .execute(&mut tx)
             .await?;
-        sqlx::query!("DELETE FROM turnmill.sessions WHERE id = $1", session_id).execute(&mut *tx).await?;
+        sqlx::query!("DELETE FROM turnmill.sessions WHERE id = $1", session_id).execute(&mut tx).await?;
         tx.commit().await?;
         Ok(true)
     }

@@ -57,16 +57,19 @@ impl Store {
             id,
             lease.as_secs_f64(),
         )
-        .fetch_optional(&self.pool)
+        .fetch_optional(&self.heartbeats)
         .await?;
         Ok(held.unwrap_or(false))
     }
 
     /// Ends the lease now: whatever the process still has is adopted by others at once.
     pub async fn release_worker(&self, id: &str) -> sqlx::Result<()> {
-        sqlx::query!("UPDATE turnmill.workers SET lease_until = clock_timestamp(), state = 'gone' WHERE id = $1", id)
-            .execute(&self.pool)
-            .await?;
+        sqlx::query!(
+            "UPDATE turnmill.workers SET lease_until = clock_timestamp(), released_at = clock_timestamp(), state = 'gone' WHERE id = $1",
+            id
+        )
+        .execute(&self.pool)
+        .await?;
         self.wake_claimers().await
     }
 

@@ -14,8 +14,8 @@ use super::running::Cancel;
 use super::{Assignment, Worker, follow, startup, upkeep};
 use crate::block::Block;
 use crate::sandbox::{Launch, SandboxError};
-use crate::store::{Claimed, Fenced, NextAttempt, Releasing, Retry, Settle, is_outage};
-use crate::turn::{Ending, Fate, Happened, Setbacks, TurnError};
+use crate::store::{Claimed, Fenced, Hold, NextAttempt, Releasing, Retry, Settle, is_outage};
+use crate::turn::{Ending, Fate, ForPool, Happened, Setbacks, TurnError};
 
 /// How long a released slot is left to its worker before anyone may kill the sandbox.
 const RELEASE_HOLD: Duration = Duration::from_secs(30);
@@ -60,11 +60,8 @@ async fn attempt(worker: &Worker, assignment: &mut Assignment) -> Result<(), Let
         let fate = worker.config.retry.decide(&happened, before, rand::random());
         match fate {
             Fate::End { ending, error } => end(worker, job, &copier, &happened, ending, error, &held).await?,
-            Fate::RetryLater { delay, charged, restart, blocks_pool, why } => {
-                if blocks_pool {
-                    warn!(pool = %job.pool, "Pool {} is blocked: {}", job.pool, why.message);
-                    persist_free(|| worker.store.block_pool(&job.pool, &why.message)).await?;
-                }
+            Fate::RetryLater { delay, charged, restart, for_pool, why } => {
+                tell_pool(worker, &job.pool, for_pool, &why).await?;
                 let retry = Retry { delay, charged, restart, why: &why };
                 persist(|| worker.store.retry_later(job, &retry, held.hold())).await?;
                 warn!(turn.id = %job.turn_id, error.code = %why.code, failures = job.failures, delay_ms = delay.as_millis(), "Turn {} is tried again in {delay:?}: {}", job.turn_id, why.message);
@@ -104,6 +101,9 @@ async fn run_agent(
     cancel: &mut watch::Receiver<Cancel>,
     held: &mut Held,
 ) -> Result<Happened, LetGo> {
+    if let Some(crashes) = u32::try_from(job.crashes).ok().filter(|crashes| *crashes >= worker.config.retry.crashes_max) {
+        return Ok(Happened::Poisoned(crashes));
+    }
     let ready = tokio::select! {
         ready = async { sleep(pause).await; startup::ready(worker, job, held).await } => ready?,
         reason = follow::cancelled(cancel) => Err(Happened::Cancelled { reason }),
@@ -119,6 +119,22 @@ async fn run_agent(
             follow::to_the_end(worker, &sandbox, copier, cancel, probe).await
         }
     }
+}
+
+/// What one turn has run into concerns all turns of its pool.
+async fn tell_pool(worker: &Worker, pool: &str, what: ForPool, why: &TurnError) -> Result<(), LetGo> {
+    let hold = match what {
+        ForPool::Nothing => return Ok(()),
+        ForPool::Blocked => {
+            warn!(pool, "Pool {pool} is blocked: {}", why.message);
+            return persist_free(|| worker.store.block_pool(pool, &why.message)).await;
+        }
+        ForPool::RateLimited(wait) => Hold::Rate(wait),
+        ForPool::AtCapacity(cap) => Hold::Capacity { account_cap: cap.and_then(|cap| i32::try_from(cap).ok()) },
+    };
+    let pause = persist_free(|| worker.store.hold_creates(pool, hold, rand::random())).await?;
+    warn!(pool, error.code = %why.code, "Nothing is created in pool {pool} for {pause:?}: {}", why.message);
+    Ok(())
 }
 
 /// What is known of the sandbox that the slot holds.

@@ -5,7 +5,7 @@
 //! byte 0, so a resuming worker first feeds it what was committed before, and discards the blocks.
 
 use std::pin::pin;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
@@ -18,8 +18,8 @@ use tracing::{debug, info, warn};
 use super::Worker;
 use super::attempt::{LetGo, unless_fenced};
 use super::lines::{Line, Lines};
+use super::pulse::Pulse;
 use super::running::Cancel;
-use super::startup::SILENT_MAX;
 use crate::agent::{Exit, Fold, Outcome};
 use crate::block::Block;
 use crate::sandbox::{AgentExit, AgentState, Probe, Sandbox, SandboxError, Signal};
@@ -45,10 +45,11 @@ pub(super) async fn to_the_end(
     probe: Probe,
 ) -> Result<Happened, LetGo> {
     let job = copier.job;
+    let pulse = copier.pulse.clone();
     let stopped: OnceLock<Happened> = OnceLock::new();
     let ended = tokio::select! {
         ended = copier.copy(sandbox, probe) => Some(ended?),
-        () = stop_when_asked(worker, sandbox, job.time_left, cancel, &stopped) => None,
+        () = stop_when_asked(worker, sandbox, job, &pulse, cancel, &stopped) => None,
         () = keep_alive(sandbox, job.sandbox_timeout) => None,
     };
     copier.flush().await?;
@@ -70,18 +71,20 @@ pub(super) async fn cancelled(cancel: &mut watch::Receiver<Cancel>) -> Option<St
     }
 }
 
-/// Waits for a cancel or the end of the turn's time, then climbs the ladder. Returns only when even SIGKILL
+/// Waits for a cancel, the end of the turn's time or too long a silence, then climbs the ladder. Returns only when even SIGKILL
 /// brought no end.
 async fn stop_when_asked(
     worker: &Worker,
     sandbox: &Sandbox,
-    time_left: Duration,
+    job: &Claimed,
+    pulse: &Pulse,
     cancel: &mut watch::Receiver<Cancel>,
     stopped: &OnceLock<Happened>,
 ) {
     let why = tokio::select! {
         reason = cancelled(cancel) => Happened::Cancelled { reason },
-        () = sleep(time_left) => Happened::TimedOut,
+        () = sleep(job.time_left) => Happened::TimedOut,
+        () = pulse.quiet_for(job.idle_timeout) => Happened::Idle(job.idle_timeout),
     };
     info!(sandbox.id = sandbox.id(), "Stopping the agent in sandbox {}: {why:?}", sandbox.id());
     drop(stopped.set(why));
@@ -122,6 +125,8 @@ pub(super) struct Copier<'a> {
     committed: u64,
     /// Blocks of the lines between `committed` and `lines.consumed()`.
     waiting: Vec<Block>,
+    /// When the agent last said something.
+    pulse: Arc<Pulse>,
     /// The commit under way, and the offset that it brings. Kept here, so that it is never forgotten half-way.
     writing: Option<AbortOnDropHandle<(u64, Result<(), Fenced>)>>,
 }
@@ -136,6 +141,7 @@ impl<'a> Copier<'a> {
             read: 0,
             committed: u64::try_from(job.journal_offset).unwrap_or(0),
             waiting: Vec::new(),
+            pulse: Arc::default(),
             writing: None,
         }
     }
@@ -164,7 +170,7 @@ impl<'a> Copier<'a> {
         if let Err(happened) = self.catch_up(sandbox).await? {
             return Ok(happened);
         }
-        let mut silence = Silence::default();
+        let mut silence = Silence::new(self.worker.config.worker.silence_max);
         loop {
             match probe.state {
                 AgentState::Exited => {
@@ -185,7 +191,7 @@ impl<'a> Copier<'a> {
             }
             match unless_fenced(sandbox.probe().await)? {
                 Ok(answer) => {
-                    silence = Silence::default();
+                    silence.ends();
                     probe = answer;
                 }
                 Err(error) => {
@@ -217,13 +223,13 @@ impl<'a> Copier<'a> {
 
     /// Reads by range up to exactly `size`, committing on the way what is new.
     async fn read_to(&mut self, sandbox: &Sandbox, size: u64) -> Result<Result<(), Happened>, LetGo> {
-        let mut silence = Silence::default();
+        let mut silence = Silence::new(self.worker.config.worker.silence_max);
         while self.read < size {
             match unless_fenced(sandbox.read(self.read, size.min(self.read + CHUNK)).await)? {
                 Ok(bytes) if bytes.is_empty() => return Ok(Err(Happened::JournalDamaged { offset: size, size: self.read })),
                 Ok(bytes) => {
                     self.take(&bytes);
-                    silence = Silence::default();
+                    silence.ends();
                     if self.lines.consumed() > self.committed {
                         self.flush().await?;
                     }
@@ -288,6 +294,7 @@ impl<'a> Copier<'a> {
                 Line::TooLong(bytes) => fold.oversized(bytes),
             });
         });
+        self.pulse.beat(self.fold.has_open_calls());
     }
 
     fn write(&mut self) {
@@ -329,25 +336,28 @@ async fn written(writing: &mut Option<AbortOnDropHandle<(u64, Result<(), Fenced>
 /// Growing pauses for as long as a silent sandbox is worth waiting for.
 #[derive(Debug)]
 struct Silence {
+    max: Duration,
     since: Instant,
     pauses: ExponentialBackoff,
 }
 
-impl Default for Silence {
-    fn default() -> Self {
+impl Silence {
+    fn new(max: Duration) -> Self {
         let pauses = ExponentialBuilder::default()
             .with_min_delay(Duration::from_millis(50))
             .with_max_delay(Duration::from_secs(1))
             .with_jitter()
             .without_max_times()
             .build();
-        Self { since: Instant::now(), pauses }
+        Self { max, since: Instant::now(), pauses }
     }
-}
 
-impl Silence {
+    fn ends(&mut self) {
+        *self = Self::new(self.max);
+    }
+
     fn next(&mut self) -> Option<Duration> {
-        self.pauses.next().filter(|_| self.since.elapsed() < SILENT_MAX)
+        self.pauses.next().filter(|_| self.since.elapsed() < self.max)
     }
 }
 

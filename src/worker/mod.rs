@@ -10,6 +10,7 @@
 //! | `writer` | commits the blocks of all turns together |
 //! | `lease` | the process's right to act, on its own monotonic clock |
 //! | `upkeep` | cancels, promotions, releases |
+//! | `reconcile` | slots against what E2B says, one worker of the fleet at a time |
 //!
 //! The sandbox outlives all of this: whatever is dropped here at any point, another worker takes up at the
 //! journal byte that is in the database.
@@ -19,6 +20,8 @@ mod claims;
 mod follow;
 mod lease;
 mod lines;
+mod pulse;
+mod reconcile;
 mod running;
 pub mod runtime;
 mod startup;
@@ -102,6 +105,7 @@ impl Worker {
         background.spawn(upkeep::listen(self.clone(), stop.clone()));
         background.spawn(upkeep::watch_cancels(self.clone(), stop.clone()));
         background.spawn(upkeep::tidy(self.clone(), stop.clone()));
+        background.spawn(reconcile::keep(self.clone(), stop.clone()));
         background.close();
         let worker = self.clone();
         let ended = runtime::run(&self, stop.clone(), move |assignment| {

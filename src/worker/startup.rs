@@ -20,12 +20,6 @@ const CREATE_TRIES: usize = 3;
 /// The first envd with access tokens and `stdin: false`.
 const ENVD_MIN: (u32, u32) = (0, 3);
 
-/// How long a fresh sandbox may take until it answers.
-const READY_MAX: Duration = Duration::from_secs(30);
-
-/// How long a sandbox that E2B says is running may answer nothing before it is given up.
-pub(super) const SILENT_MAX: Duration = Duration::from_secs(300);
-
 /// A running sandbox with the supervisor in it.
 pub(super) async fn ready(worker: &Worker, job: &Claimed, held: &mut Held) -> Result<Result<Sandbox, Happened>, LetGo> {
     let found = match &job.sandbox_id {
@@ -39,7 +33,7 @@ pub(super) async fn ready(worker: &Worker, job: &Claimed, held: &mut Held) -> Re
     held.sandbox_id = Some(sandbox.id().to_owned());
     persist(|| worker.store.sandbox_ready(job, sandbox.id())).await?;
     // An adopted sandbox may have an agent in it: that is worth more patience than a fresh one.
-    let patience = if job.sandbox_id.is_some() { SILENT_MAX } else { READY_MAX };
+    let patience = if job.sandbox_id.is_some() { worker.config.worker.silence_max } else { worker.config.worker.ready_deadline };
     match insist(&sandbox, patience, || sandbox.install()).await? {
         Ok(()) => Ok(Ok(sandbox)),
         Err(error) => Ok(Err(not_ready(job, sandbox.envd_version(), &error))),
@@ -48,7 +42,7 @@ pub(super) async fn ready(worker: &Worker, job: &Claimed, held: &mut Held) -> Re
 
 /// The agent of this attempt runs, or has run: starts it unless somebody has.
 pub(super) async fn start(worker: &Worker, job: &Claimed, sandbox: &Sandbox, launch: &Launch) -> Result<Result<Probe, Happened>, LetGo> {
-    let patience = if job.sandbox_id.is_some() { SILENT_MAX } else { worker.config.worker.call_deadline };
+    let patience = if job.sandbox_id.is_some() { worker.config.worker.silence_max } else { worker.config.worker.call_deadline };
     Ok(match insist(sandbox, patience, || sandbox.start(launch)).await? {
         // Started once, and now nobody watches it: what it did can't be known, so its sandbox goes.
         Ok(probe) if probe.state == AgentState::Lost => Err(Happened::SandboxLost("the agent's supervisor was killed".to_owned())),
@@ -94,7 +88,7 @@ fn failure(error: CreateError) -> StartupFailure {
     match error {
         CreateError::Retry(why) | CreateError::Unknown(why) => StartupFailure::Retry(said(why)),
         CreateError::RetryAfter(wait, why) => StartupFailure::RateLimited(wait, said(why)),
-        CreateError::AtCapacity { cause, .. } => StartupFailure::AtCapacity(said(cause)),
+        CreateError::AtCapacity { cap, cause } => StartupFailure::AtCapacity(cap, said(cause)),
         CreateError::Blocked(why) => StartupFailure::Blocked(said(why)),
         CreateError::Config(why) => StartupFailure::Config(said(why)),
     }
@@ -106,7 +100,7 @@ async fn find(worker: &Worker, id: &str) -> Result<e2b::Sandbox, Happened> {
         match worker.e2b.get(id).await {
             Ok(Some(info)) => return Ok(info.sandbox),
             Ok(None) => return Err(Happened::SandboxLost("E2B does not know it any more".to_owned())),
-            Err(error) if since.elapsed() < SILENT_MAX => {
+            Err(error) if since.elapsed() < worker.config.worker.silence_max => {
                 warn!(sandbox.id = id, %error, "E2B can't be asked for sandbox {id}; trying on");
                 sleep(Duration::from_millis(500)).await;
             }

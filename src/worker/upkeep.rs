@@ -99,7 +99,7 @@ pub(super) async fn release(worker: &Worker, slot: &Releasing) {
     }
 }
 
-async fn kill(worker: &Worker, sandbox_id: &str) -> bool {
+pub(super) async fn kill(worker: &Worker, sandbox_id: &str) -> bool {
     let killed = (|| worker.e2b.kill(sandbox_id))
         .retry(ExponentialBuilder::default().with_min_delay(Duration::from_millis(100)).with_jitter())
         .await;

@@ -61,7 +61,7 @@ impl Claude {
             options: Some(json!({ "model": MODEL })),
             ..Enqueue::default()
         };
-        self.fleet.store.enqueue(&turn).await.unwrap().turn_id
+        self.fleet.store.enqueue(&turn).await.unwrap().turn_id.unwrap()
     }
 
     async fn stop(self, worker: RunningWorker) {

@@ -74,7 +74,7 @@ async fn the_prompt_reaches_the_agent_as_literal_text_on_its_input_and_options_a
         options: Some(json!({ "model": "some model; rm -rf /", "max_turns": 3 })),
         ..turnmill::store::Enqueue::default()
     };
-    let turn = all.fleet.store.enqueue(&turn).await.unwrap();
+    let turn: crate::harness::Enqueued = all.fleet.store.enqueue(&turn).await.unwrap().into();
     assert_eq!(all.fleet.ended(&turn.turn_id).await.status, "completed");
     let block = &all.fleet.blocks(&turn.turn_id).await[0][1];
     assert_eq!(block["parameters"]["message"]["content"], json!([{ "type": "text", "text": prompt }]));

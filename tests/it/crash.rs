@@ -41,7 +41,7 @@ async fn strike_in_the_middle<F: Future<Output = ()>>(fleet: &Fleet, strike: imp
         // The database may be the one that is away.
         let turn =
             turnmill::store::Enqueue { prompt: mock(STEADY), project_id: Some("p1".to_owned()), ..turnmill::store::Enqueue::default() };
-        until("it is enqueued", || async { fleet.store.enqueue(&turn).await.ok() }).await.turn_id
+        until("it is enqueued", || async { fleet.store.enqueue(&turn).await.ok()?.turn_id }).await
     };
     let striking = async {
         sleep(Duration::from_millis(rand::random_range(TURN_MS / 2..TURN_MS * 3 / 2))).await;
@@ -164,7 +164,7 @@ async fn a_killed_sandbox_server_costs_a_pause_and_nothing_else(pool: PgPool) {
 async fn a_killed_postgres_costs_a_pause_and_nothing_else() {
     let home = passable_tempdir("turnmill-test-").unwrap();
     let mut postgres = Postgres::start(&home.path().join("postgres"), postgres::Options::default()).await.unwrap();
-    let store = Store::connect(&postgres.url(), 8).await.unwrap();
+    let store = Store::connect(&turnmill::store::Options::new(&postgres.url(), 8)).await.unwrap();
     store.migrate().await.unwrap();
     let fleet = Fleet::new(store.pool().clone());
     let e2b = LocalE2b::start().await;

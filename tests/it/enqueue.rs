@@ -39,7 +39,7 @@ async fn the_same_key_and_body_is_the_same_turn_and_another_body_is_an_error(poo
     };
     let first = fleet.store.enqueue(&turn("hi", "p1")).await.unwrap();
     let again = fleet.store.enqueue(&turn("hi", "p1")).await.unwrap();
-    assert_eq!((again.turn_id.as_str(), again.replayed), (first.turn_id.as_str(), true));
+    assert_eq!((&again.turn_id, again.replayed), (&first.turn_id, true));
     let elsewhere = fleet.store.enqueue(&turn("hi", "p2")).await.unwrap();
     assert_ne!(elsewhere.turn_id, first.turn_id, "keys are a project's own");
     let refused = fleet.refused("SELECT turnmill.enqueue_turn('other', project_id => 'p1', idempotency_key => 'key-1')").await;

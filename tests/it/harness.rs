@@ -50,19 +50,19 @@ impl Fleet {
         Self { store: Store::new(pool.clone()), pool }
     }
 
-    pub async fn enqueue(&self, prompt: &str) -> Receipt {
+    pub async fn enqueue(&self, prompt: &str) -> Enqueued {
         self.enqueue_in(prompt, None).await
     }
 
     /// Into a session of project `p1`.
-    pub async fn enqueue_in(&self, prompt: &str, session: Option<&str>) -> Receipt {
+    pub async fn enqueue_in(&self, prompt: &str, session: Option<&str>) -> Enqueued {
         let turn = Enqueue {
             prompt: prompt.to_owned(),
             project_id: Some("p1".to_owned()),
             session_id: session.map(str::to_owned),
             ..Enqueue::default()
         };
-        self.store.enqueue(&turn).await.unwrap()
+        self.store.enqueue(&turn).await.unwrap().into()
     }
 
     /// A worker as the database sees it: a name and a lease.
@@ -147,6 +147,19 @@ impl Fleet {
         let error = error.into_database_error().unwrap();
         let hint = error.downcast_ref::<sqlx::postgres::PgDatabaseError>().hint().unwrap_or_default().to_owned();
         format!("{} {} | {hint}", error.code().unwrap_or_default(), error.message())
+    }
+}
+
+/// The receipt of a turn that was taken.
+pub struct Enqueued {
+    pub turn_id: String,
+    pub waits_for: Option<String>,
+}
+
+impl From<Receipt> for Enqueued {
+    fn from(receipt: Receipt) -> Self {
+        let turn_id = receipt.turn_id.expect("the turn is taken");
+        Self { turn_id, waits_for: receipt.waits_for }
     }
 }
 
