@@ -19,6 +19,10 @@ demo: setup ## a turn that survives kill -9 of its worker; KEEP=1 stays up
 test: setup ## all tests, on a Postgres of their own
 	@scripts/with-postgres scripts/test
 
+.PHONY: test-pgbouncer
+test-pgbouncer: setup ## the tests that need a database, through PgBouncer in transaction mode
+	@scripts/with-postgres scripts/with-pgbouncer scripts/test-pgbouncer
+
 .PHONY: test-sdk
 test-sdk: setup ## the official E2B SDKs against the local server
 	@scripts/test-sdk

@@ -97,25 +97,31 @@ impl Store {
 
     /// Connects. Fails within seconds, with a text that says which URL (without its password) and what to do.
     pub async fn connect(options: &Options) -> anyhow::Result<Self> {
+        let store = Self::lazy(options)?;
+        let to = store.pool.pool().connect_options();
+        let place = format!("{}:{}/{}", to.get_host(), to.get_port(), to.get_database().unwrap_or("postgres"));
+        store.ping().await.with_context(|| {
+            format!("can't reach Postgres at {place}; check DATABASE_URL, and that the server runs and lets this host in")
+        })?;
+        Ok(store)
+    }
+
+    /// Connects when it is first needed.
+    pub fn lazy(options: &Options) -> anyhow::Result<Self> {
         let parse = |name: &str, url: &str| -> anyhow::Result<PgConnectOptions> {
             url.parse().with_context(|| format!("{name} is not a Postgres URL; it looks like postgres://user:password@host:5432/database"))
         };
         let to = parse("DATABASE_URL", &options.url)?;
-        let place = format!("{}:{}/{}", to.get_host(), to.get_port(), to.get_database().unwrap_or("postgres"));
         let direct = match (&options.direct_url, options.limits.pgbouncer) {
             (Some(url), _) => Some(parse("database.direct_url", url)?),
             (None, true) => None,
             (None, false) => Some(to.clone()),
         };
-        let store = Self {
+        Ok(Self {
             pool: Db::new(to.clone(), options.connections, options.limits),
             heartbeats: Db::new(to, 1, options.limits),
             direct: direct.map(|to| PgPoolOptions::new().max_connections(1).connect_lazy_with(to.application_name("turnmill"))),
-        };
-        store.ping().await.with_context(|| {
-            format!("can't reach Postgres at {place}; check DATABASE_URL, and that the server runs and lets this host in")
-        })?;
-        Ok(store)
+        })
     }
 
     async fn ping(&self) -> sqlx::Result<()> {

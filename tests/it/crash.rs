@@ -22,11 +22,11 @@ const TURNS: usize = 5;
 const TURN_MS: u64 = 1500;
 
 /// Our own worker as a process, with a short lease.
-fn worker(database_url: &str, e2b_url: &str) -> Child {
+fn worker(fleet: &Fleet, e2b_url: &str) -> Child {
     let mut command = Command::new(TURNMILL);
     command
         .arg("worker")
-        .env("DATABASE_URL", database_url)
+        .envs(fleet.environment())
         .env("E2B_API_URL", e2b_url)
         .env("E2B_SANDBOX_URL", e2b_url)
         .env("E2B_API_KEY", "local");
@@ -60,19 +60,17 @@ async fn all_is_as_if_nothing_had_happened(fleet: &Fleet, turns: &[String]) {
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
 async fn killed_workers_cost_a_pause_and_nothing_else(pool: PgPool) {
-    use sqlx::ConnectOptions as _;
-    let url = pool.connect_options().to_url_lossy().to_string();
     let fleet = Fleet::new(pool);
     let e2b = LocalE2b::start().await;
     use_mock(&fleet.store, &e2b.agent_ledger()).await;
     fleet.cap("default", 8).await;
-    let mut workers = vec![worker(&url, &e2b.url), worker(&url, &e2b.url)];
+    let mut workers = vec![worker(&fleet, &e2b.url), worker(&fleet, &e2b.url)];
     let mut all = Vec::new();
     for _ in 0..KILLS {
         let turns = strike_in_the_middle(&fleet, async || {
             // Whichever it is, the other is left; and a new one comes, as from any orchestrator.
             workers.swap_remove(rand::random_range(0..2)).kill().await.unwrap();
-            workers.push(worker(&url, &e2b.url));
+            workers.push(worker(&fleet, &e2b.url));
         })
         .await;
         all_is_as_if_nothing_had_happened(&fleet, &turns).await;
@@ -92,12 +90,10 @@ async fn killed_workers_cost_a_pause_and_nothing_else(pool: PgPool) {
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
 async fn a_worker_that_slept_through_its_lease_wakes_up_to_no_harm(pool: PgPool) {
     use rustix::process::{Pid, Signal, kill_process};
-    use sqlx::ConnectOptions as _;
-    let url = pool.connect_options().to_url_lossy().to_string();
     let fleet = Fleet::new(pool);
     let e2b = LocalE2b::start().await;
     use_mock(&fleet.store, &e2b.agent_ledger()).await;
-    let sleeper = worker(&url, &e2b.url);
+    let sleeper = worker(&fleet, &e2b.url);
     let pid = Pid::from_raw(i32::try_from(sleeper.id().unwrap()).unwrap()).unwrap();
     // One in the middle of its answer, one that hangs for whoever has it.
     let turn = fleet.enqueue(&mock(STEADY)).await.turn_id;
@@ -106,7 +102,7 @@ async fn a_worker_that_slept_through_its_lease_wakes_up_to_no_harm(pool: PgPool)
     fleet.has_blocks(&hangs, 2).await;
     kill_process(pid, Signal::STOP).unwrap();
 
-    let _heir = worker(&url, &e2b.url);
+    let _heir = worker(&fleet, &e2b.url);
     until("the other has both", || async { (fleet.taken(&turn).await.len() == 2 && fleet.taken(&hangs).await.len() == 2).then_some(()) })
         .await;
     kill_process(pid, Signal::CONT).unwrap();
@@ -132,8 +128,6 @@ fn local_server(dir: &Path, port: u16) -> Child {
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
 async fn a_killed_sandbox_server_costs_a_pause_and_nothing_else(pool: PgPool) {
-    use sqlx::ConnectOptions as _;
-    let url = pool.connect_options().to_url_lossy().to_string();
     let fleet = Fleet::new(pool);
     let dir = passable_tempdir("turnmill-test-").unwrap();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -142,7 +136,7 @@ async fn a_killed_sandbox_server_costs_a_pause_and_nothing_else(pool: PgPool) {
     use_mock(&fleet.store, &ledger).await;
     fleet.cap("default", 8).await;
     let mut server = local_server(dir.path(), port);
-    let _worker = worker(&url, &e2b_url);
+    let _worker = worker(&fleet, &e2b_url);
     let mut starts = 0;
     for _ in 0..KILLS {
         let turns = strike_in_the_middle(&fleet, async || {
@@ -166,11 +160,11 @@ async fn a_killed_postgres_costs_a_pause_and_nothing_else() {
     let mut postgres = Postgres::start(&home.path().join("postgres"), postgres::Options::default()).await.unwrap();
     let store = Store::connect(&turnmill::store::Options::new(&postgres.url(), 8)).await.unwrap();
     store.migrate().await.unwrap();
-    let fleet = Fleet::new(store.pool().clone());
+    let fleet = Fleet::of(store);
     let e2b = LocalE2b::start().await;
     use_mock(&fleet.store, &e2b.agent_ledger()).await;
     fleet.cap("default", 8).await;
-    let _worker = worker(&postgres.url(), &e2b.url);
+    let _worker = worker(&fleet, &e2b.url);
     let mut starts = 0;
     for _ in 0..KILLS {
         let turns = strike_in_the_middle(&fleet, async || {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use sqlx::PgPool;
+use sqlx::{ConnectOptions as _, PgPool};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -16,7 +16,7 @@ use turnmill::e2b;
 use turnmill::keys::Credentials;
 use turnmill::local::e2b as local;
 use turnmill::local::postgres::passable_tempdir;
-use turnmill::store::{Answer, Append, Claimed, Enqueue, PoolChange, Reading, Receipt, Settle, Store, TurnRow};
+use turnmill::store::{self, Answer, Append, Claimed, Enqueue, PoolChange, Reading, Receipt, Settle, Store, TurnRow};
 use turnmill::turn::{Ending, TurnError};
 use turnmill::worker::Worker;
 
@@ -42,12 +42,47 @@ pub async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl 
 #[derive(Clone)]
 pub struct Fleet {
     pub store: Store,
+    /// Straight to Postgres.
     pub pool: PgPool,
+    /// The PgBouncer in between, if there is one (`make test-pgbouncer`).
+    bouncer: Option<String>,
 }
 
 impl Fleet {
     pub fn new(pool: PgPool) -> Self {
-        Self { store: Store::new(pool.clone()), pool }
+        let bouncer = std::env::var("TURNMILL_TEST_PGBOUNCER").ok();
+        let store = match &bouncer {
+            Some(place) => {
+                let database = pool.connect_options().get_database().unwrap().to_owned();
+                Store::lazy(&store::Options {
+                    url: format!("postgres://postgres@{place}/{database}"),
+                    direct_url: Some(pool.connect_options().to_url_lossy().to_string()),
+                    connections: 10,
+                    limits: store::Limits { pgbouncer: true, ..store::Limits::default() },
+                })
+                .unwrap()
+            }
+            None => Store::new(pool.clone()),
+        };
+        Self { store, pool, bouncer }
+    }
+
+    /// Of a Postgres of its own.
+    pub fn of(store: Store) -> Self {
+        Self { pool: store.pool().clone(), store, bouncer: None }
+    }
+
+    /// What a worker that is a process of its own needs to reach the database.
+    pub fn environment(&self) -> Vec<(&'static str, String)> {
+        let direct = self.pool.connect_options().to_url_lossy();
+        match &self.bouncer {
+            Some(place) => vec![
+                ("DATABASE_URL", format!("postgres://postgres@{place}{}", direct.path())),
+                ("TURNMILL_DATABASE__PGBOUNCER", "true".to_owned()),
+                ("TURNMILL_DATABASE__DIRECT_URL", direct.to_string()),
+            ],
+            None => vec![("DATABASE_URL", direct.to_string())],
+        }
     }
 
     pub async fn enqueue(&self, prompt: &str) -> Enqueued {
