@@ -22,14 +22,9 @@ const TURNS: usize = 5;
 const TURN_MS: u64 = 1500;
 
 /// Our own worker as a process, with a short lease.
-fn worker(fleet: &Fleet, e2b_url: &str) -> Child {
+pub fn worker(fleet: &Fleet, e2b_url: &str) -> Child {
     let mut command = Command::new(TURNMILL);
-    command
-        .arg("worker")
-        .envs(fleet.environment())
-        .env("E2B_API_URL", e2b_url)
-        .env("E2B_SANDBOX_URL", e2b_url)
-        .env("E2B_API_KEY", "local");
+    command.arg("worker").envs(fleet.environment()).env("E2B_API_URL", e2b_url).env("E2B_SANDBOX_URL", e2b_url).env("E2B_API_KEY", "local");
     command.env("TURNMILL_WORKER__LEASE", "2s").env("TURNMILL_WORKER__HEARTBEAT", "300ms").env("TURNMILL_WORKER__POLL", "100ms");
     command.kill_on_drop(true).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }
@@ -50,7 +45,7 @@ async fn strike_in_the_middle<F: Future<Output = ()>>(fleet: &Fleet, strike: imp
     tokio::join!(futures::future::join_all((0..TURNS).map(enqueue)), striking).0
 }
 
-async fn all_is_as_if_nothing_had_happened(fleet: &Fleet, turns: &[String]) {
+pub async fn all_is_as_if_nothing_had_happened(fleet: &Fleet, turns: &[String]) {
     for turn in turns {
         let ended = fleet.ended(turn).await;
         assert_eq!((ended.status.as_str(), ended.attempt), ("completed", 1), "{:?} {:#?}", ended.error_message, fleet.history(turn).await);

@@ -14,6 +14,7 @@ mod faults;
 mod fence;
 mod hooks;
 mod house;
+mod outages;
 mod queue;
 mod reconcile;
 mod retries;
