@@ -3,17 +3,18 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{ExitCode, Stdio};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
 use serde_json::{Value, json};
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use tokio::time::{Instant, sleep};
 
+use super::children::{end, pid, spawn};
 use super::dev::Note;
-use super::{admin, ourselves, paint, stop_on_signal, watch};
+use super::{admin, paint, stop_on_signal, watch};
 use crate::agent::{Fold, mock};
 use crate::config::Config;
 use crate::local::postgres::{self, Postgres};
@@ -315,25 +316,6 @@ fn compare(expected: &[Value], blocks: &[BlockRow]) -> (usize, usize) {
     (expected.len() - matched, extra)
 }
 
-/// One of our own commands as a process of its own, which ends with us even if we are killed.
-fn spawn(log: &Path, args: &[&str], environment: &BTreeMap<&str, String>) -> anyhow::Result<Child> {
-    let log = File::create(log)?;
-    let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "TERM", "--"]).arg(ourselves()?).args(args).envs(environment);
-    command.process_group(0).kill_on_drop(true).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-    command.spawn().with_context(|| format!("starting turnmill {}", args.join(" ")))
-}
-
-async fn end(child: &mut Child) -> anyhow::Result<()> {
-    use rustix::process::{Pid, Signal, kill_process};
-    let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
-    let _ = pid.map(|pid| kill_process(pid, Signal::TERM));
-    if tokio::time::timeout(Duration::from_secs(10), child.wait()).await.is_err() {
-        child.kill().await?;
-    }
-    Ok(())
-}
-
 async fn wait_for(url: &str, server: &Child) -> anyhow::Result<()> {
     crate::tls::install();
     let since = Instant::now();
@@ -347,8 +329,4 @@ async fn wait_for(url: &str, server: &Child) -> anyhow::Result<()> {
 
 fn log_of(home: &Path, name: &str) -> String {
     std::fs::read_to_string(home.join(name)).unwrap_or_default()
-}
-
-fn pid(child: &Child) -> u32 {
-    child.id().unwrap_or(0)
 }

@@ -3,6 +3,7 @@
 mod admin;
 mod agent;
 mod bench;
+mod children;
 mod demo;
 mod dev;
 mod doctor;

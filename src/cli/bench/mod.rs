@@ -1,7 +1,11 @@
-//! `turnmill bench`: the queue's hot path, beside the least that Postgres could do for the same work.
+//! `turnmill bench`: the queue's hot path, beside the least that Postgres could do for the same work; and what a
+//! worker's end costs.
 //!
 //! The only place outside the store with SQL of its own: a bare table, claimed and deleted with as many
 //! connections, as the measure for ours. Compare ratios of one run, never figures of two.
+
+mod crowd;
+mod pauses;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -21,14 +25,17 @@ use crate::config::Config;
 use crate::keys::Credentials;
 use crate::local::e2b;
 use crate::local::postgres::{self, Postgres};
-use crate::store::{self, Enqueue, PoolChange, Settle, Store};
+use crate::store::{self, Claimed, Enqueue, PoolChange, Settle, Store};
 use crate::turn::Ending;
 use crate::worker::{Assignment, Worker, runtime};
+
+/// The stand-in says next to nothing.
+const NO_OP: &str = "/mock noop";
 
 /// Jobs of one claim of the bare table, as of ours.
 const CLAIM_MAX: i64 = 100;
 
-/// Measure the queue beside raw Postgres, in one run.
+/// Measure the queue beside raw Postgres, and what a worker's end costs, in one run.
 ///
 /// Uses a private Postgres with fsync on, and the local sandboxes. Compare the ratios: this machine's speed is in
 /// both sides of each.
@@ -46,6 +53,26 @@ pub struct Bench {
     /// Turns at once
     #[arg(long, default_value_t = 50)]
     concurrency: u32,
+    /// Waiting turns of another tenant
+    #[arg(long, default_value_t = 10_000)]
+    crowd: i32,
+    /// Simulated turns that run while their worker is killed, or told to go
+    #[arg(long, default_value_t = 100)]
+    paused: u32,
+    /// Only this part
+    #[arg(long, value_enum)]
+    only: Option<Part>,
+}
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// Drain and latency, beside raw Postgres
+    Queue,
+    /// A claim beside thousands of waiting turns, and under an idle snapshot
+    Crowd,
+    /// What a killed worker and one told to go cost the turns that they ran
+    Pauses,
 }
 
 impl Bench {
@@ -66,16 +93,29 @@ impl Bench {
         let cap = i32::try_from(self.concurrency)?;
         store.set_pool("default", &PoolChange { cap: Some(cap), agent: Some(admin::mock_agent()), ..PoolChange::default() }).await?;
         config.worker.turns_max = self.concurrency.try_into()?;
+        let wanted = |part| self.only.is_none_or(|only| only == part);
+        if wanted(Part::Queue) {
+            self.queue(&store, &config, url, home).await?;
+        }
+        if wanted(Part::Crowd) {
+            crowd::measure(&store, self.crowd).await?;
+        }
+        if wanted(Part::Pauses) {
+            pauses::measure(&store, self.paused, url, home).await?;
+        }
+        Ok(())
+    }
 
+    async fn queue(&self, store: &Store, config: &Config, url: &str, home: &tempfile::TempDir) -> anyhow::Result<()> {
         anstream::println!("{}{} no-op turns, {} at once, fsync on{}", paint::BOLD, self.turns, self.concurrency, paint::OFF);
         let raw = self.drain_raw(store.pool()).await?;
-        let ours = self.drain(&store, &config).await?;
+        let ours = self.drain(store, config).await?;
         anstream::println!("  bare table, claim and delete   {raw:>8.0} jobs/s");
         anstream::println!("  queue: claim, settle, release  {ours:>8.0} turns/s  {:.2} of bare", ours / raw);
 
         anstream::println!("{}Enqueue to claim, {} times{}", paint::BOLD, self.latencies, paint::OFF);
         let raw = self.latency_raw(url, store.pool()).await?;
-        let (ours, whole) = self.with_sandboxes(&store, config, home).await?;
+        let (ours, whole) = self.with_sandboxes(store, config.clone(), home).await?;
         anstream::println!("  bare LISTEN and UPDATE         p50 {:>6.2} ms  p99 {:>6.2} ms", raw.0, raw.1);
         anstream::println!(
             "  turnmill                       p50 {:>6.2} ms  p99 {:>6.2} ms  {:.1} times bare",
@@ -91,7 +131,7 @@ impl Bench {
 
     /// Turns per second through claim, runtime and settle, without sandboxes.
     async fn drain(&self, store: &Store, config: &Config) -> anyhow::Result<f64> {
-        enqueue(store, self.turns).await?;
+        enqueue(store, self.turns, NO_OP).await?;
         let worker = Worker::register(store.clone(), Arc::new(config.clone()), Credentials::default(), &TaskTracker::new()).await?;
         let leased = TaskTracker::new();
         let stop = CancellationToken::new();
@@ -103,7 +143,7 @@ impl Bench {
             let (store, done) = (handled.clone(), done.clone());
             async move {
                 // A failure shows as a drain that never ends.
-                if no_op(&store, &assignment).await.is_ok() {
+                if no_op(&store, &assignment.job).await.is_ok() {
                     let _ = done.send(());
                 }
                 drop(assignment);
@@ -183,12 +223,12 @@ impl Bench {
         let running = tokio::spawn(worker.run(stop.clone()));
 
         let since = Instant::now();
-        let drained = enqueue(store, self.whole_turns).await?;
+        let drained = enqueue(store, self.whole_turns, NO_OP).await?;
         wait_for(store, &drained).await?;
         let whole = f64::from(self.whole_turns) / since.elapsed().as_secs_f64();
 
         for _ in 0..self.latencies {
-            let one = enqueue(store, 1).await?;
+            let one = enqueue(store, 1, NO_OP).await?;
             // To its end, so that no other turn's processes are in the way of the next.
             wait_for(store, &one).await?;
         }
@@ -204,8 +244,8 @@ impl Bench {
     }
 }
 
-async fn enqueue(store: &Store, count: u32) -> anyhow::Result<Vec<String>> {
-    let turn = Enqueue { prompt: "/mock noop".to_owned(), project_id: Some("bench".to_owned()), ..Enqueue::default() };
+async fn enqueue(store: &Store, count: u32, prompt: &str) -> anyhow::Result<Vec<String>> {
+    let turn = Enqueue { prompt: prompt.to_owned(), project_id: Some("bench".to_owned()), ..Enqueue::default() };
     let mut turns = Vec::new();
     for _ in 0..count {
         turns.push(store.enqueue(&turn).await?.turn_id.context("the turn was not taken")?);
@@ -222,8 +262,7 @@ async fn wait_for(store: &Store, turns: &[String]) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn no_op(store: &Store, assignment: &Assignment) -> anyhow::Result<()> {
-    let job = &assignment.job;
+async fn no_op(store: &Store, job: &Claimed) -> anyhow::Result<()> {
     let settle = Settle { ending: Ending::Completed, blocks: Vec::new(), journal_offset: 0, error: None, usage: None, cost_usd: None };
     store.settle(job, &settle, Duration::from_secs(30)).await??;
     store.slot_freed(job.slot_id, job.epoch).await??;
@@ -231,7 +270,11 @@ async fn no_op(store: &Store, assignment: &Assignment) -> anyhow::Result<()> {
 }
 
 async fn percentiles(pool: &PgPool, statement: &'static str) -> anyhow::Result<(f64, f64)> {
-    let mut times: Vec<f64> = sqlx::query_scalar(statement).fetch_all(pool).await?;
+    of(sqlx::query_scalar(statement).fetch_all(pool).await?)
+}
+
+/// Median and 99th of a hundred.
+fn of(mut times: Vec<f64>) -> anyhow::Result<(f64, f64)> {
     times.sort_by(f64::total_cmp);
     anyhow::ensure!(!times.is_empty(), "nothing was measured");
     Ok((times[times.len() / 2], times[times.len() * 99 / 100]))
