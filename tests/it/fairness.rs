@@ -8,7 +8,7 @@ use sqlx::PgPool;
 use turnmill::store::{Enqueue, Hold, PoolChange, TenantChange};
 use turnmill::turn::Ending;
 
-use crate::harness::{Claimer, Fleet, settle_and_free};
+use crate::harness::{Claimer, Fleet, PATIENCE, settle_and_free};
 
 async fn enqueue_for(fleet: &Fleet, tenant: Option<&str>, priority: i32) -> String {
     let turn = Enqueue {
@@ -201,7 +201,7 @@ async fn a_web_app_that_sits_on_a_row_holds_up_that_turn_alone(pool: PgPool) {
     let (sat_on, other) = (fleet.enqueue("1").await.turn_id, fleet.enqueue("2").await.turn_id);
     let mut web_app = fleet.pool.begin().await.unwrap();
     sqlx::query("SELECT FROM turnmill.turns WHERE id = $1 FOR UPDATE").bind(&sat_on).execute(&mut *web_app).await.unwrap();
-    let claimed = worker.claim(5).await;
+    let claimed = tokio::time::timeout(PATIENCE / 4, worker.claim(5)).await.expect("it does not wait for the web app");
     assert_eq!(claimed.iter().map(|job| &job.turn_id).collect::<Vec<_>>(), [&other], "the claim walks past it");
     web_app.rollback().await.unwrap();
 
@@ -211,7 +211,8 @@ async fn a_web_app_that_sits_on_a_row_holds_up_that_turn_alone(pool: PgPool) {
     // An enqueue into its session, too.
     sqlx::query("SELECT turnmill.enqueue_turn('again', session_id => $1)").bind(&first.session_id).execute(&mut *web_app).await.unwrap();
     let both = [first.append_of(0, 5, &["a"]), claimed[0].append_of(0, 5, &["a"])];
-    assert_eq!(fleet.store.append(&both).await.unwrap(), [Answer::Locked, Answer::Done]);
+    let answers = tokio::time::timeout(PATIENCE / 4, fleet.store.append(&both)).await.expect("it does not wait for the web app");
+    assert_eq!(answers.unwrap(), [Answer::Locked, Answer::Done]);
     assert!(fleet.store.renew("a", Duration::from_secs(30)).await.unwrap());
     let settle = turnmill::store::Settle { journal_offset: 5, ..ending(Ending::Completed) };
     fleet.store.settle(&claimed[0], &settle, Duration::from_secs(30)).await.unwrap().unwrap();

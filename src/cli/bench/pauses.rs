@@ -49,9 +49,9 @@ pub(super) async fn measure(store: &Store, turns: u32, url: &str, home: &tempfil
         let mut heir = spawn(&home.path().join("heir.log"), &["worker"], &environment)?;
         is_there(store, &heir).await?;
         if in_order {
-            end(&mut worker).await?
+            end(&mut worker).await?;
         } else {
-            worker.kill().await?
+            worker.kill().await?;
         }
         wait_for(store, &ids).await?;
         end(&mut heir).await?;
