@@ -5,7 +5,7 @@ use sqlx::PgPool;
 use turnmill::local::e2b::Options;
 use turnmill::store::PoolChange;
 
-use crate::harness::{Fleet, LocalE2b, Running, RunningWorker, config, until, use_mock};
+use crate::harness::{Fleet, LocalE2b, PATIENCE, Running, RunningWorker, config, until, use_mock};
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
 async fn whatever_the_address_answers_the_turn_says_what_it_was_and_what_to_do(pool: PgPool) {
@@ -146,4 +146,57 @@ async fn an_adopter_of_a_v1_create_asks_for_no_second_sandbox(pool: PgPool) {
     assert!(created.iter().all(|act| act["detail"]["metadata"]["turnmill_nonce"] != before), "{created:?}");
     second.stop().await;
     e2b.stop().await;
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn an_account_with_less_room_than_our_cap_is_found_out_and_charged_to_no_turn(pool: PgPool) {
+    let fleet = Fleet::new(pool);
+    let e2b = LocalE2b::with(Options { concurrency: Some(2), ..Options::default() }).await;
+    use_mock(&fleet.store, &e2b.agent_ledger()).await;
+    let mut config = config(&e2b.url);
+    config.retry.startup_tries = 1;
+    let worker = RunningWorker::with(&fleet, config).await;
+    let mut turns = Vec::new();
+    for _ in 0..6 {
+        turns.push(fleet.enqueue(r#"/mock {"delay_ms": 300, "steps": [{"text": "a"}, {"text": "b"}]}"#).await.turn_id);
+    }
+    for turn in &turns {
+        let ended = fleet.ended(turn).await;
+        assert_eq!(ended.error_message, None, "one failed start-up would have been one too many");
+    }
+    assert_eq!(fleet.store.pools().await.unwrap()[0].account_cap, Some(2));
+    fleet.no_slot_held().await;
+    worker.stop().await;
+    e2b.stop().await;
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn e2b_s_rate_limit_is_waited_for_by_the_whole_pool(pool: PgPool) {
+    let all = Running::with(pool, |config| config.retry.startup_tries = 1).await;
+    let limited = json!([{ "on": "create", "times": 2, "status": 429, "message": "Rate limit exceeded", "retry_after": 1 }]);
+    all.e2b.faults(limited).await;
+    let (first, second) = (all.fleet.enqueue("/mock noop").await.turn_id, all.fleet.enqueue("/mock noop").await.turn_id);
+    let why = until("it waits for the rate", || async { all.fleet.turn(&first).await.waits_for }).await;
+    assert_eq!(why, "create_rate");
+    for turn in [first, second] {
+        assert_eq!(all.fleet.ended(&turn).await.error_message, None);
+    }
+    all.stop().await;
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn a_slot_that_comes_free_is_taken_at_once_not_at_the_next_poll(pool: PgPool) {
+    let all = Running::with(pool, |config| config.worker.poll = PATIENCE * 10).await;
+    all.fleet.cap("default", 1).await;
+    // Long enough that whoever polls has given up looking often.
+    for _ in 0..2 {
+        all.fleet.enqueue(r#"/mock {"steps": [{"sleep_ms": 3000}, {"text": "x"}]}"#).await;
+    }
+    let created =
+        until("both have had their sandbox", || async { Some(all.e2b.acts("create").await).filter(|acts| acts.len() == 2) }).await;
+    let killed = &all.e2b.acts("kill").await[0];
+    let gap = created[1]["at_ms"].as_i64().unwrap() - killed["at_ms"].as_i64().unwrap();
+    assert!((0..1000).contains(&gap), "{gap} ms from the kill of one to the create of the next");
+    all.fleet.no_slot_held().await;
+    all.stop().await;
 }
