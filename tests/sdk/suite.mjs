@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict'
 import { after, before, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { CommandExitError, NotFoundError, Sandbox, TimeoutError } from 'e2b'
+import { CommandExitError, NotFoundError, Sandbox, Template, TimeoutError } from 'e2b'
 
 let sandbox
 before(async () => {
@@ -88,4 +88,17 @@ test('a terminal has a size', async () => {
   await sandbox.pty.sendInput(terminal.pid, new TextEncoder().encode('stty size; exit\n'))
   await terminal.wait()
   assert.match(output, /40 120/)
+})
+
+test('the template is parsed, built and used by its name', async () => {
+  const template = Template().fromDockerfile(process.env.TEMPLATE)
+  const built = await Template.build(template, 'turnmill-js', { cpuCount: 2, memoryMB: 4096 })
+  const ledger = await (await fetch(`${process.env.E2B_API_URL}/_local/ledger`)).json()
+  const [{ detail }] = ledger.filter((row) => row.act === 'build' && row.sandbox === built.templateId)
+  const { steps, startCmd } = detail.request
+  assert.ok(steps.some((step) => step.type === 'RUN' && /claude-code@\d+\.\d+\.\d+/.test(step.args[0])))
+  assert.deepEqual([steps.filter((step) => step.type === 'USER').at(-1).args, startCmd], [['user'], undefined])
+  const one = await Sandbox.create('turnmill-js', { timeoutMs: 60_000 })
+  assert.equal((await one.getInfo()).templateId, built.templateId)
+  await one.kill()
 })

@@ -83,7 +83,10 @@ fn created(app: &App, request: &Value, key: Option<String>, timeout_s: i64) -> R
     if let Some(full) = at_limit(app) {
         return full;
     }
-    let mut record = app.sandboxes.blank(&create.template_id, timeout);
+    // Any other name is taken as well: nothing needs to be built to have a local sandbox.
+    let (template, alias) = app.templates.find(&create.template_id).unwrap_or_else(|| (create.template_id.clone(), create.template_id));
+    let mut record = app.sandboxes.blank(&template, timeout);
+    record.alias = Some(alias);
     record.metadata = create.metadata;
     record.env_vars = create.env_vars;
     record.auto_pause = create.auto_pause;
@@ -228,7 +231,7 @@ fn described(record: &Record, end_ms: u64, whole: bool) -> Value {
         "templateID": record.template,
         "sandboxID": record.id,
         "clientID": "local",
-        "alias": record.template,
+        "alias": record.alias.as_ref().unwrap_or(&record.template),
         "startedAt": time(record.started_ms),
         "endAt": time(end_ms),
         "envdVersion": ENVD_VERSION,

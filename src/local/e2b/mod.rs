@@ -7,6 +7,7 @@
 //! | file | part |
 //! | --- | --- |
 //! | `control`, `lifecycle` | create, get, list; set timeout, pause, connect, kill |
+//! | `templates` | templates are asked for; nothing is built |
 //! | `sandboxes` | which there are, on disk, so that they survive this process |
 //! | `kill` | signals to all of a sandbox's processes |
 //! | `envd` | what its endpoints share: whom a request is for, Connect's shapes |
@@ -28,6 +29,7 @@ mod sandboxes;
 mod simulated;
 mod spawn;
 mod table;
+mod templates;
 mod watch;
 
 use std::net::SocketAddr;
@@ -49,6 +51,7 @@ use tracing::info;
 
 use acts::Acts;
 use sandboxes::Sandboxes;
+use templates::Templates;
 
 use crate::agent::mock::Script;
 
@@ -93,6 +96,7 @@ impl Default for Options {
 struct App {
     options: Arc<Options>,
     sandboxes: Arc<Sandboxes>,
+    templates: Arc<Templates>,
     acts: Arc<Acts>,
 }
 
@@ -107,7 +111,7 @@ pub async fn serve(options: Options, stop: CancellationToken, ready: oneshot::Se
     let sandboxes = Arc::new(Sandboxes::open(&options.dir, options.program.as_deref(), options.simulate.clone(), acts.clone())?);
     let listener = TcpListener::bind(options.listen).await.with_context(|| format!("listening on {}", options.listen))?;
     let address = listener.local_addr()?;
-    let app = App { options: Arc::new(options), sandboxes: sandboxes.clone(), acts };
+    let app = App { options: Arc::new(options), sandboxes: sandboxes.clone(), templates: Arc::default(), acts };
     let keep = app.options.keep;
 
     let expiry = async {
@@ -144,6 +148,11 @@ fn routes(app: App) -> Router {
         .route("/v2/sandboxes/{id}/connect", post(lifecycle::connect_v2))
         .route("/sandboxes/{id}/network", put(lifecycle::set_network))
         .route("/sandboxes/{id}/metrics", get(lifecycle::metrics))
+        .route("/v3/templates", post(templates::request))
+        .route("/v2/templates/{id}/builds/{build}", post(templates::build))
+        .route("/templates/{id}/builds/{build}/status", get(templates::status))
+        .route("/templates/{id}/files/{hash}", get(templates::files))
+        .route("/templates/aliases/{alias}", get(templates::alias))
         .route("/process.Process/Start", post(process::start))
         .route("/process.Process/Connect", post(process::connect))
         .route("/process.Process/List", post(process::list))
@@ -171,6 +180,7 @@ fn routes(app: App) -> Router {
         .route("/metrics", get(envd::metrics))
         .route("/_local/ledger", get(acts::ledger))
         .route("/_local/faults", post(acts::set_faults))
+        .route("/_local/templates/{id}/files/{hash}", put(templates::upload))
         .route("/_local/sandboxes/{id}", delete(lifecycle::vanish))
         .layer(DefaultBodyLimit::disable())
         .with_state(app)

@@ -30,6 +30,9 @@ use crate::agent::mock::Script;
 pub(super) struct Record {
     pub id: String,
     pub template: String,
+    /// Its template's name, where that was built here; else what was asked for.
+    #[serde(default)]
+    pub alias: Option<String>,
     pub metadata: BTreeMap<String, String>,
     pub env_vars: BTreeMap<String, String>,
     pub token: String,
@@ -144,6 +147,7 @@ impl Sandboxes {
         Record {
             id: format!("i{}", word(20)),
             template: template.to_owned(),
+            alias: None,
             metadata: BTreeMap::new(),
             env_vars: BTreeMap::new(),
             token: word(32),
