@@ -42,7 +42,7 @@ pub struct Sandbox {
 }
 
 /// How the agent's command is started.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Launch {
     /// Program and arguments.
     pub command: Vec<String>,

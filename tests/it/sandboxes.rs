@@ -10,6 +10,7 @@ use turnmill::e2b::ApiVersion::{V1, V2};
 use turnmill::e2b::{Client, Command, CreateError, EntryKind, EnvdError, ProcessEvent, Sandbox, Signal};
 use turnmill::local::e2b::Options;
 use turnmill::local::postgres::passable_tempdir;
+use turnmill::sandbox::{Launch, SandboxError};
 
 use crate::harness::{LocalE2b, TURNMILL, client, until};
 
@@ -255,6 +256,20 @@ async fn a_kill_leaves_no_process_whatever_it_did_to_hide() {
     };
     assert!(matches!(last, Some(Err(EnvdError::Unreachable(_)))), "a stream of a killed sandbox is cut, not ended: {last:?}");
     assert!(!e2b.dir.path().join(&sandbox.id).exists());
+    e2b.stop().await;
+}
+
+#[tokio::test]
+async fn a_template_that_does_not_fit_is_told_apart_from_one_that_fails() {
+    let e2b = LocalE2b::start().await;
+    let client = e2b.client();
+    let made = create(&client, "n1").await;
+    client.envd(&made).upload("/etc/turnmill-template", "root", Bytes::from("2\n"), SOON).await.unwrap();
+    let sandbox = turnmill::sandbox::Sandbox::new(&client, &made, 1, 1, SOON);
+    sandbox.install().await.unwrap();
+    let launch = Launch { command: vec!["true".to_owned()], ..Launch::default() };
+    let refused = sandbox.start(&launch).await.unwrap_err();
+    assert!(matches!(&refused, SandboxError::Unfit(why) if why.contains("the template's format is 2")), "{refused:?}");
     e2b.stop().await;
 }
 

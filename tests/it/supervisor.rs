@@ -232,3 +232,24 @@ fn the_agent_runs_as_its_own_user_in_its_home_and_sees_nothing_of_the_supervisor
         assert!(journal.contains(" none "), "{journal}");
     }
 }
+
+/// Where template and supervisor say which format they have.
+#[test]
+fn a_template_of_another_format_is_refused_before_anything_starts() {
+    let dockerfile = include_str!("../../e2b/e2b.Dockerfile");
+    let ours = dockerfile.split_once("RUN echo ").and_then(|(_, rest)| rest.split_once(" > /etc/turnmill-template")).unwrap().0;
+    for (format, fits) in [(ours, true), ("0", false), ("2", false), ("", false)] {
+        let sandbox = Box::new();
+        std::fs::create_dir(sandbox.root.path().join("etc")).unwrap();
+        std::fs::write(sandbox.root.path().join("etc/turnmill-template"), format!("{format}\n")).unwrap();
+        let output = sandbox.run(1, "start", &["--input", "/input.jsonl", "--journal-max", "1000", "--", "true"]);
+        assert_eq!(output.status.code(), Some(if fits { 0 } else { 69 }), "{format}: {output:?}");
+        assert_eq!(sandbox.attempt().exists(), fits, "{format}");
+        if fits {
+            sandbox.wait_for("exited");
+        } else {
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert!(said.contains(&format!("format is {format} ")) && said.contains("the worker's is 1"), "{said}");
+        }
+    }
+}
