@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 pub enum BlockKind {
     /// `{text}`
     Thinking,
-    /// `{text}`
+    /// `{text}`; with a `kind` it is no word of the agent's: `error`, `warning`, `retraction` …
     Content,
     /// `{tool_name, parameters, tool_use_id}`
     ToolUse,

@@ -21,6 +21,7 @@ pub(super) fn of_event(event: &Value) -> Said {
         Some("assistant") if is_api_error(event) => Said::ApiError,
         Some("assistant") => Said::Blocks(parts(event, of_assistant)),
         Some("user") => Said::Blocks(parts(event, of_user)),
+        Some("result") => Said::Blocks(warning(event).into_iter().map(|block| (0, block)).collect()),
         Some("thinking" | "content" | "tool_use" | "tool_result") => Said::Blocks(vec![(0, flat(event))]),
         _ => Said::Nothing,
     }
@@ -30,9 +31,24 @@ fn is_api_error(event: &Value) -> bool {
     event["is_api_error_message"] == true || (event["message"]["model"] == "<synthetic>" && event["error"].is_string())
 }
 
+/// An answer that ended well and is not whole.
+fn warning(result: &Value) -> Option<Block> {
+    let why = match result["stop_reason"].as_str() {
+        Some("max_tokens") => "the answer is cut: it was longer than the model may write",
+        Some("pause_turn") => "the answer is cut: the model paused and was not asked to go on",
+        _ => return None,
+    };
+    let content = json!({ "text": why, "kind": "warning", "code": result["stop_reason"] });
+    let good = result["is_error"] != true;
+    good.then(|| Block { source_uuid: result["uuid"].as_str().map(str::to_owned), ..Block::new(BlockKind::Content, content) })
+}
+
 fn parts(event: &Value, map: fn(&Value, &Value) -> Option<(BlockKind, Value)>) -> Vec<(usize, Block)> {
     let text = |key: &str| event[key].as_str().map(str::to_owned);
-    let Some(parts) = event["message"]["content"].as_array() else { return Vec::new() };
+    let content = &event["message"]["content"];
+    // A text alone stands for one part.
+    let alone = content.as_str().map(|text| json!({ "type": "text", "text": text }));
+    let parts = content.as_array().map_or(alone.as_slice(), Vec::as_slice);
     parts
         .iter()
         .enumerate()
@@ -50,11 +66,12 @@ fn of_assistant(event: &Value, part: &Value) -> Option<(BlockKind, Value)> {
         "thinking" => (BlockKind::Thinking, json!({ "text": text(&part["thinking"]) })),
         "redacted_thinking" => (BlockKind::Thinking, json!({ "text": "", "redacted": true })),
         "tool_use" => (BlockKind::ToolUse, tool_use(part)),
-        "server_tool_use" | "mcp_tool_use" => (BlockKind::ToolUse, with(tool_use(part), "server", true)),
+        "server_tool_use" => (BlockKind::ToolUse, with(tool_use(part), "server", true)),
+        "mcp_tool_use" => (BlockKind::ToolUse, with(with(tool_use(part), "server", true), "server_name", text(&part["server_name"]))),
         kind if kind.ends_with("_tool_result") => (BlockKind::ToolResult, with(tool_result(part, server_error(part)), "server", true)),
         _ => (BlockKind::Content, json!({ "text": "", "kind": "unknown", "block": part })),
     };
-    for (key, theirs) in [("citations", &part["citations"]), ("aborted", &event["aborted"]), ("supersedes", &event["supersedes"])] {
+    for (key, theirs) in [("citations", &part["citations"]), ("aborted", &event["aborted"])] {
         if !theirs.is_null() && block.0 == BlockKind::Content {
             block.1[key] = theirs.clone();
         }
@@ -129,6 +146,11 @@ fn text(value: &Value) -> String {
     }
 }
 
+/// Parameters are an object: what a model makes up beside that is kept in one.
 fn object(value: &Value) -> Value {
-    if value.is_null() { Value::Object(Map::new()) } else { value.clone() }
+    match value {
+        Value::Object(_) => value.clone(),
+        Value::Null => Value::Object(Map::new()),
+        other => json!({ "input": other }),
+    }
 }

@@ -1,11 +1,12 @@
 //! The state over all lines of one attempt, from byte 0.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::blocks::{self, Said};
-use super::outcome::{self, Exit, Outcome, Seen};
+use super::outcome::{self, Exit, Outcome};
+use super::seen::Seen;
 use super::text;
 use crate::block::{Block, BlockKind};
 
@@ -15,8 +16,12 @@ use crate::block::{Block, BlockKind};
 pub struct Fold {
     /// The uuid under which the agent was given its message.
     message_uuid: Option<String>,
-    /// Event and place of every block so far: a resumed agent may repeat events.
-    known: HashSet<(String, usize)>,
+    /// Per event its blocks: their places in it, and which of all blocks they are. A resumed agent may repeat events.
+    known: HashMap<String, Vec<(usize, usize)>>,
+    /// Blocks so far.
+    said: usize,
+    /// Events that the agent has taken back.
+    retracted: HashSet<String>,
     /// Calls without a result so far, in order, each with its parent.
     open_calls: Vec<(String, Option<String>)>,
     seen: Seen,
@@ -25,7 +30,14 @@ pub struct Fold {
 impl Fold {
     /// For an attempt whose message had this uuid.
     pub fn new(message_uuid: Option<String>) -> Self {
-        Self { message_uuid, known: HashSet::new(), open_calls: Vec::new(), seen: Seen::default() }
+        Self { message_uuid, known: HashMap::new(), said: 0, retracted: HashSet::new(), open_calls: Vec::new(), seen: Seen::default() }
+    }
+
+    /// The agent was told to go on in its conversation: saying nothing, it may have ended before.
+    #[must_use]
+    pub fn resumed(mut self, resumed: bool) -> Self {
+        self.seen.resumed = resumed;
+        self
     }
 
     /// The blocks of the next line, given without its newline.
@@ -38,18 +50,18 @@ impl Fold {
             return Vec::new();
         };
         self.seen.event(&event);
+        let mut said: Vec<Block> = self.retraction(&event).into_iter().collect();
         match blocks::of_event(&event) {
-            Said::Blocks(blocks) => blocks.into_iter().filter_map(|(index, block)| self.fresh(index, block)).collect(),
-            Said::ApiError => {
-                self.seen.api_error(&event);
-                Vec::new()
-            }
-            Said::Nothing => Vec::new(),
+            Said::Blocks(blocks) => said.extend(blocks.into_iter().filter_map(|(index, block)| self.fresh(index, block))),
+            Said::ApiError => self.seen.api_error(&event),
+            Said::Nothing => {}
         }
+        said
     }
 
     /// The next line was too long to be read.
     pub fn oversized(&mut self, bytes: u64) -> Vec<Block> {
+        self.said += 1;
         vec![Block::error("line_too_long", &format!("the agent printed one line of {bytes} bytes, which is left out"))]
     }
 
@@ -63,7 +75,7 @@ impl Fold {
         self.open_calls
             .iter()
             .map(|(id, parent)| {
-                let content = serde_json::json!({ "tool_use_id": id, "result": "", "error": why, "kind": "lost" });
+                let content = json!({ "tool_use_id": id, "result": "", "error": why, "kind": "lost" });
                 Block { parent_tool_use_id: parent.clone(), ..Block::new(BlockKind::ToolResult, content) }
             })
             .collect()
@@ -74,12 +86,37 @@ impl Fold {
         outcome::decide(&self.seen, self.message_uuid.as_deref(), exit)
     }
 
-    fn fresh(&mut self, index: usize, block: Block) -> Option<Block> {
-        if let Some(uuid) = &block.source_uuid
-            && !self.known.insert((uuid.clone(), index))
-        {
+    /// A marker, where an event takes back others whose blocks are out already: readers have them, and they can't
+    /// change. It says how many places before it they stand.
+    fn retraction(&mut self, event: &Value) -> Option<Block> {
+        let named = [&event["supersedes"], &event["retracted_message_uuids"]];
+        let named = named.into_iter().filter_map(Value::as_array).flatten().filter_map(Value::as_str);
+        let mut back = Vec::new();
+        for uuid in named {
+            if let Some(blocks) = self.known.get(uuid)
+                && self.retracted.insert(uuid.to_owned())
+            {
+                back.extend(blocks.iter().map(|(_, nth)| self.said - nth));
+            }
+        }
+        if back.is_empty() {
             return None;
         }
+        self.said += 1;
+        let content = json!({ "text": "", "kind": "retraction", "places_back": back });
+        let parent_tool_use_id = event["parent_tool_use_id"].as_str().map(str::to_owned);
+        Some(Block { parent_tool_use_id, ..Block::new(BlockKind::Content, content) })
+    }
+
+    fn fresh(&mut self, index: usize, block: Block) -> Option<Block> {
+        if let Some(uuid) = &block.source_uuid {
+            let blocks = self.known.entry(uuid.clone()).or_default();
+            if blocks.iter().any(|(known, _)| *known == index) {
+                return None;
+            }
+            blocks.push((index, self.said));
+        }
+        self.said += 1;
         let call = block.content["tool_use_id"].as_str().unwrap_or_default();
         match block.kind {
             BlockKind::ToolUse => self.open_calls.push((call.to_owned(), block.parent_tool_use_id.clone())),

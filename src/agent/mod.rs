@@ -7,15 +7,20 @@
 //! | --- | --- |
 //! | `fold` | the state over all lines of one attempt |
 //! | `blocks` | one event → its blocks |
+//! | `seen` | what the lines say that bears on the outcome |
 //! | `outcome` | how the attempt ended: by its result, its errors and its exit, none of which tells the truth alone |
+//! | `codes` | why it failed, for programs |
 //! | `text` | bytes → JSON that Postgres can store |
 //! | `mock` | a program that speaks like Claude Code, from a script |
 
 mod blocks;
+mod codes;
 mod fold;
 pub mod mock;
 mod outcome;
+mod seen;
 mod text;
 
+pub use codes::{ErrorCode, Failure};
 pub use fold::Fold;
-pub use outcome::{ErrorCode, Exit, Failure, Outcome, Verdict};
+pub use outcome::{Exit, Outcome, Verdict};

@@ -104,6 +104,11 @@ pub fn print(block: &BlockRow) {
         "tool_result" if block.content["error"].is_string() => lines(&head(&text("error")), paint::WARN, "✗ "),
         "tool_result" => lines(&head(&text("result")), paint::DIM, "  "),
         _ if block.content["kind"] == "error" => lines(&text("text"), paint::BAD, "! "),
+        _ if block.content["kind"] == "warning" => lines(&text("text"), paint::WARN, "! "),
+        _ if block.content["kind"] == "retraction" => {
+            let blocks = block.content["places_back"].as_array().map_or(0, Vec::len);
+            lines(&format!("the agent takes back {blocks} of the blocks above"), paint::WARN, "! ");
+        }
         _ => lines(&text("text"), anstyle::Style::new(), ""),
     }
 }

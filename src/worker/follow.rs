@@ -136,7 +136,7 @@ impl<'a> Copier<'a> {
         Self {
             worker,
             job,
-            fold: Fold::new(Some(job.message_uuid.clone())),
+            fold: Fold::new(Some(job.message_uuid.clone())).resumed(job.resumes),
             lines: Lines::new(worker.config.worker.line_max_bytes),
             read: 0,
             committed: u64::try_from(job.journal_offset).unwrap_or(0),

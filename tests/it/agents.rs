@@ -45,6 +45,11 @@ async fn an_agent_that_is_not_there_or_says_nothing_fails_with_what_to_do(pool: 
     let all = Running::start(pool).await;
     let cases = [
         (vec!["no-such-agent", "-p"], "agent_not_found", "Is it in the pool's template"),
+        (
+            vec!["bash", "-c", r#"echo "error: unknown option '--thinking-display'" >&2; exit 1"#],
+            "agent_refused",
+            "build the template with",
+        ),
         (vec!["bash", "-c", "echo 'missing flag' >&2; exit 1"], "agent_no_output", "exit code 1 and printed nothing: missing flag"),
         (vec!["bash", "-c", "echo hello; echo world"], "agent_garbage", "\"hello\""),
     ];

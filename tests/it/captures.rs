@@ -27,6 +27,9 @@ const STATUS: [(&str, i32); 16] = [
     ("rit-slow_tool-1-killed", 137),
 ];
 
+/// Those that went on in a conversation, told so by CLAUDE_CODE_RESUME_INTERRUPTED_TURN.
+const RESUMED: [&str; 3] = ["final-retry", "rit-slow_tool-4-resume-interrupted", "uv-4-resume-interrupted"];
+
 fn captures() -> Vec<(String, Vec<u8>)> {
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/captures");
     let mut all: Vec<_> = std::fs::read_dir(dir)
@@ -41,10 +44,13 @@ fn captures() -> Vec<(String, Vec<u8>)> {
 
 /// The uuid under which the CLI was given its message, where it was given one.
 fn message_uuid(journal: &[u8]) -> Option<String> {
-    journal.split(|&byte| byte == b'\n').find_map(|line| {
-        let event: Value = serde_json::from_slice(line).ok()?;
-        (event["type"] == "result").then(|| event["user_message_uuid"].as_str().map(str::to_owned))?
-    })
+    let find = |kind: &str, key: &str| {
+        journal.split(|&byte| byte == b'\n').find_map(|line| {
+            let event: Value = serde_json::from_slice(line).ok()?;
+            (event["type"] == kind).then(|| event[key].as_str().map(str::to_owned))?
+        })
+    };
+    find("result", "user_message_uuid").or_else(|| find("command_lifecycle", "command_uuid"))
 }
 
 fn exit(name: &str) -> Exit {
@@ -55,7 +61,7 @@ fn exit(name: &str) -> Exit {
 #[test]
 fn every_capture_gives_the_blocks_and_the_outcome_that_a_reader_would_expect() {
     for (name, journal) in captures() {
-        let mut fold = Fold::new(message_uuid(&journal));
+        let mut fold = Fold::new(message_uuid(&journal)).resumed(RESUMED.contains(&name.as_str()));
         let blocks: Vec<Value> = journal
             .split(|&byte| byte == b'\n')
             .flat_map(|line| fold.line(line))
@@ -145,6 +151,86 @@ fn an_event_that_is_repeated_makes_its_blocks_once() {
     let expected: Vec<_> = lines.iter().flat_map(|line| once.line(line)).collect();
     let doubled: Vec<_> = lines.iter().flat_map(|line| [twice.line(line), twice.line(line)].concat()).collect();
     assert_eq!((expected.len(), doubled), (8, expected));
+}
+
+/// Readers have the blocks already; the marker says which no longer hold, by their distance.
+#[test]
+fn what_the_agent_takes_back_is_marked_once_and_can_be_found() {
+    let (_, journal) = captures().into_iter().find(|(name, _)| name == "refusal").unwrap();
+    let mut fold = Fold::new(None);
+    let blocks: Vec<_> = journal.split(|&byte| byte == b'\n').flat_map(|line| fold.line(line)).collect();
+    let markers: Vec<_> = blocks.iter().enumerate().filter(|(_, block)| block.content["kind"] == "retraction").collect();
+    let [(nth, marker)] = markers[..] else { panic!("{blocks:?}") };
+    let back = usize::try_from(marker.content["places_back"][0].as_u64().unwrap()).unwrap();
+    assert_eq!(blocks[nth - back].source_uuid.as_deref(), Some("82a311ca-1e13-4ba0-b76b-b338457b4795"));
+}
+
+#[test]
+fn a_retraction_names_all_blocks_of_the_events_and_none_twice() {
+    let lines = [
+        r#"{"type":"assistant","uuid":"u1","message":{"content":[{"type":"text","text":"a"},{"type":"thinking","thinking":"b"}]}}"#,
+        r#"{"type":"assistant","uuid":"u2","message":{"content":[{"type":"text","text":"c"}]}}"#,
+        r#"{"type":"system","subtype":"model_refusal_fallback","uuid":"s","retracted_message_uuids":["u1","a user's"]}"#,
+        r#"{"type":"assistant","uuid":"u3","supersedes":["u1","u2"],"message":{"content":[{"type":"text","text":"d"}]}}"#,
+        r#"{"type":"assistant","uuid":"u4","supersedes":["u1",7],"message":{"content":[{"type":"text","text":"e"}]}}"#,
+    ];
+    let mut fold = Fold::new(None);
+    let said: Vec<_> = lines.iter().flat_map(|line| fold.line(line.as_bytes())).map(|block| block.content).collect();
+    let marker = |back: &[u8]| json!({ "text": "", "kind": "retraction", "places_back": back });
+    let text = |text: &str| json!({ "text": text });
+    assert_eq!(said, [text("a"), text("b"), text("c"), marker(&[3, 2]), marker(&[2]), text("d"), text("e")]);
+    assert_eq!(lines.iter().flat_map(|line| fold.line(line.as_bytes())).count(), 0, "repeated events say nothing new");
+}
+
+/// Each as the reference has it: what the captures don't happen to contain.
+#[test]
+fn every_kind_of_part_has_its_block() {
+    let part = |kind: &str, part: Value| {
+        let event = json!({ "type": kind, "uuid": "u", "parent_tool_use_id": "t0", "message": { "content": [part] } });
+        let blocks = Fold::new(None).line(event.to_string().as_bytes());
+        assert!(blocks.iter().all(|block| block.parent_tool_use_id.as_deref() == Some("t0")));
+        blocks.into_iter().map(|block| json!([block.kind.as_str(), block.content])).next().unwrap_or_default()
+    };
+    let call = |id: &str, with: Value| {
+        let mut content = json!({ "tool_name": "n", "parameters": {}, "tool_use_id": id });
+        content.as_object_mut().unwrap().extend(with.as_object().unwrap().clone());
+        json!(["tool_use", content])
+    };
+    let tool = |kind: &str, input: Value| json!({ "type": kind, "id": "t", "name": "n", "input": input });
+    assert_eq!(part("assistant", tool("tool_use", json!({}))), call("t", json!({})));
+    assert_eq!(part("assistant", tool("tool_use", Value::Null)), call("t", json!({})));
+    assert_eq!(part("assistant", tool("tool_use", json!("x"))), call("t", json!({ "parameters": { "input": "x" } })));
+    assert_eq!(part("assistant", tool("server_tool_use", json!({}))), call("t", json!({ "server": true })));
+    let mcp = json!({ "type": "mcp_tool_use", "id": "t", "name": "n", "input": {}, "server_name": "s" });
+    assert_eq!(part("assistant", mcp), call("t", json!({ "server": true, "server_name": "s" })));
+    let unknown = json!({ "type": "future_block_kind", "x": 1 });
+    assert_eq!(part("assistant", unknown.clone()), json!(["content", { "text": "", "kind": "unknown", "block": unknown }]));
+    assert_eq!(
+        part("assistant", json!({ "type": "redacted_thinking", "data": "x" })),
+        json!(["thinking", { "text": "", "redacted": true }])
+    );
+    let result = |content: Value, is_error: Value| {
+        part("user", json!({ "type": "tool_result", "tool_use_id": "t", "content": content, "is_error": is_error }))
+    };
+    let said = |result: &str, error: Value| json!(["tool_result", { "tool_use_id": "t", "result": result, "error": error }]);
+    assert_eq!(result(json!("a"), Value::Null), said("a", Value::Null));
+    assert_eq!(result(json!("a"), json!(false)), said("a", Value::Null));
+    assert_eq!(result(json!("a"), json!(true)), said("a", json!("a")));
+    assert_eq!(result(Value::Null, Value::Null), said("", Value::Null));
+    assert_eq!(part("user", json!({ "type": "text", "text": "a subagent's prompt" })), Value::Null);
+    let alone = Fold::new(None).line(br#"{"type":"assistant","uuid":"u","message":{"content":"alone"}}"#);
+    assert_eq!(alone[0].content, json!({ "text": "alone" }));
+}
+
+#[test]
+fn an_answer_that_ended_well_but_is_cut_says_so() {
+    let result = |stop: &str, error: bool| {
+        let event = json!({ "type": "result", "uuid": "r", "subtype": "success", "is_error": error, "stop_reason": stop });
+        Fold::new(None).line(event.to_string().as_bytes()).into_iter().map(|block| block.content["code"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(result("max_tokens", false), ["max_tokens"]);
+    assert_eq!(result("pause_turn", false), ["pause_turn"]);
+    assert!(result("end_turn", false).is_empty() && result("max_tokens", true).is_empty());
 }
 
 #[test]
