@@ -31,6 +31,10 @@ test-sdk: setup ## the official E2B SDKs against the local server
 test-claude: setup ## the real Claude Code CLI in local sandboxes
 	@scripts/with-postgres scripts/test-claude
 
+.PHONY: fuzz
+fuzz: setup ## the parser of what agents print under a fuzzer; SECONDS=30
+	@scripts/fuzz $(or $(SECONDS),30)
+
 .PHONY: smoke
 smoke: setup ## one turn through everything, as turnmill smoke runs it against an account
 	@scripts/with-postgres scripts/smoke
@@ -38,6 +42,7 @@ smoke: setup ## one turn through everything, as turnmill smoke runs it against a
 .PHONY: lint
 lint: setup ## formatting, clippy, docs, .sqlx, dependencies
 	@$(CARGO) fmt --check
+	@$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
 	@$(CARGO) clippy --locked --all-targets -- -D warnings
 	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --quiet
 	@scripts/with-postgres scripts/sqlx-prepare --check
