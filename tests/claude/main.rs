@@ -232,6 +232,25 @@ async fn a_failed_attempt_is_resumed_without_doing_a_finished_call_again(pool: P
     claude.stop(worker).await;
 }
 
+/// Two ends that nobody saw: after the answer, and before the conversation was saved.
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn an_answer_is_asked_for_once_and_a_conversation_that_is_not_there_is_begun_anew(pool: PgPool) {
+    let claude = Claude::start(pool).await;
+    let flags = claude.fleet.store.pools().await.unwrap().remove(0).agent.split_off(1);
+    let once = r#"once() { [ -e "$HOME/once" ] || { : >"$HOME/once"; kill -9 $$; }; }"#;
+    for (script, run, attempts) in [("after", r#"claude "$@"; once"#, 2), ("before", r#"once; exec claude "$@""#, 3)] {
+        let agent = ["bash", "-c", &format!("{once}; {run}"), "agent"].map(str::to_owned).into_iter().chain(flags.clone()).collect();
+        claude.fleet.store.set_pool("default", &PoolChange { agent: Some(agent), ..PoolChange::default() }).await.unwrap();
+        let worker = claude.worker_with_tries(3).await;
+        let turn = claude.enqueue(script, vec![Say(vec![Text("Done.")])]).await;
+        assert_eq!(claude.completed(&turn).await, [json!(["content", "Done."])], "{script}");
+        assert_eq!((claude.api.requests(script).len(), claude.fleet.turn(&turn).await.attempt), (1, attempts), "{script}");
+        claude.fleet.no_slot_held().await;
+        worker.stop().await;
+    }
+    claude.e2b.stop().await;
+}
+
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
 async fn a_cancelled_turn_ends_at_once_and_keeps_what_was_said(pool: PgPool) {
     let claude = Claude::start(pool).await;
@@ -308,7 +327,8 @@ async fn a_command_line_that_the_cli_refuses_says_so(pool: PgPool) {
     let worker = claude.worker().await;
     let turn = claude.enqueue("flags", vec![Hang]).await;
     let ended = claude.fleet.ended(&turn).await;
-    assert_eq!(ended.error_code.as_deref(), Some("agent_no_output"));
-    assert!(ended.error_message.clone().unwrap().contains("--no-such-flag"), "{:?}", ended.error_message);
+    assert_eq!(ended.error_code.as_deref(), Some("agent_refused"));
+    let message = ended.error_message.unwrap();
+    assert!(message.contains("--no-such-flag") && message.contains("build the template with"), "{message}");
     claude.stop(worker).await;
 }
