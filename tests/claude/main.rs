@@ -232,6 +232,36 @@ async fn a_failed_attempt_is_resumed_without_doing_a_finished_call_again(pool: P
     claude.stop(worker).await;
 }
 
+/// Every option that a turn may have, as the CLI takes it.
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn a_turn_s_options_reach_the_model_and_its_limits_hold(pool: PgPool) {
+    let claude = Claude::start(pool).await;
+    let worker = claude.worker().await;
+    let answers = || vec![Say(vec![bash("toolu_01", "echo one")]), Say(vec![bash("toolu_02", "echo two")]), Say(vec![Text("Done.")])];
+    let appended = "Answer like $(a) \"pirate\".";
+    for (script, options, code) in [
+        ("max-turns", json!({ "max_turns": 1, "append_system_prompt": appended }), "max_turns"),
+        ("max-budget", json!({ "max_budget_usd": 0.001 }), "budget_exhausted"),
+    ] {
+        claude.api.script(script, answers());
+        let mut all = json!({ "model": MODEL });
+        all.as_object_mut().unwrap().extend(options.as_object().unwrap().clone());
+        let turn =
+            Enqueue { prompt: format!("[script {script}]"), project_id: Some("p1".to_owned()), options: Some(all), ..Enqueue::default() };
+        let turn = claude.fleet.store.enqueue(&turn).await.unwrap().turn_id.unwrap();
+        let ended = claude.fleet.ended(&turn).await;
+        assert_eq!(ended.error_code.as_deref(), Some(code), "{:?}", ended.error_message);
+        let request = &claude.api.requests(script)[0];
+        assert_eq!(request["model"], MODEL);
+        assert_eq!(request["system"].to_string().contains(&appended.replace('"', "\\\"")), script == "max-turns", "{}", request["system"]);
+        // A call that was cut short by a limit has an end too.
+        let blocks = claude.fleet.blocks(&turn).await;
+        let count = |kind: &str| blocks.iter().filter(|block| block[0] == kind).count();
+        assert!(count("tool_use") > 0 && count("tool_use") == count("tool_result"), "{blocks:?}");
+    }
+    claude.stop(worker).await;
+}
+
 /// Two ends that nobody saw: after the answer, and before the conversation was saved.
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
 async fn an_answer_is_asked_for_once_and_a_conversation_that_is_not_there_is_begun_anew(pool: PgPool) {

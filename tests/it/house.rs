@@ -60,6 +60,17 @@ fn every_setting_is_explained_where_it_is_set() {
 }
 
 #[test]
+fn every_error_code_of_an_agent_is_explained() {
+    let codes = std::fs::read_to_string(root().join("src/agent/codes.rs")).unwrap();
+    let docs = std::fs::read_to_string(root().join("docs/errors.md")).unwrap();
+    let codes: Vec<_> =
+        codes.lines().filter_map(|line| line.trim().split_once(" = \"")?.1.split_once("\", ")).map(|(code, _)| code).collect();
+    assert!(codes.len() > 25, "{codes:?}");
+    let unsaid: Vec<_> = codes.iter().filter(|code| !docs.contains(&format!("`{code}`"))).collect();
+    assert!(unsaid.is_empty(), "docs/errors.md says nothing of {unsaid:?}");
+}
+
+#[test]
 fn every_guarantee_of_the_readme_names_a_test_that_exists() {
     let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
     let guarantees = readme.split("## What holds").nth(1).and_then(|rest| rest.split("\n## ").next()).expect("the section is there");
