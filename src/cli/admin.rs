@@ -44,6 +44,9 @@ struct PoolSet {
     /// The agent's command line, split at blanks; "mock" for the stand-in
     #[arg(long, value_name = "COMMAND")]
     agent: Option<String>,
+    /// Directory in the sandbox where agent and hooks start; "" for the home of their user
+    #[arg(long, value_name = "DIR")]
+    workdir: Option<String>,
     /// Seconds after which a turn is stopped
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(i32).range(1..))]
     turn_timeout: Option<i32>,
@@ -121,6 +124,7 @@ impl Pools {
                 template: set.template,
                 agent,
                 agent_env: None,
+                workdir: set.workdir,
                 turn_timeout_s: set.turn_timeout,
                 idle_timeout_s: set.idle_timeout,
                 create_rate: set.create_rate.map(|rate| rate.0),

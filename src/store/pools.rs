@@ -52,6 +52,8 @@ pub struct PoolChange {
     pub agent: Option<Vec<String>>,
     /// Extra environment of the agent, an object of strings.
     pub agent_env: Option<serde_json::Value>,
+    /// Where in the sandbox the agent starts; empty = its home.
+    pub workdir: Option<String>,
     /// Longest turn, seconds.
     pub turn_timeout_s: Option<i32>,
     /// Longest silence of an agent without an open call, seconds.
@@ -103,7 +105,8 @@ impl Store {
                api_version = coalesce($14, api_version),
                idle_timeout_s = coalesce($15, idle_timeout_s),
                create_rate = CASE WHEN $16 THEN $17 ELSE create_rate END,
-               create_burst = coalesce($18, create_burst)
+               create_burst = coalesce($18, create_burst),
+               workdir = CASE WHEN $19::text IS NULL THEN workdir ELSE nullif($19, '') END
              WHERE name = $1",
             name,
             change.cap,
@@ -123,6 +126,7 @@ impl Store {
             change.create_rate.is_some(),
             change.create_rate.flatten(),
             change.create_burst,
+            change.workdir,
         )
         .execute(&mut tx)
         .await?;

@@ -28,6 +28,25 @@ esac
 const AGENT: &str = r#"text="$(cat project 2>/dev/null || echo nothing); token=${USPARK_TOKEN:-none} key=${ANTHROPIC_API_KEY:-none} project=${PROJECT_ID:-none}"
 echo changed >project; printf '{"type":"content","text":"%s"}\n' "$text""#;
 
+/// The home holds the agent's own files: the project is apart from them.
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn a_pool_says_where_agent_and_hooks_start(pool: PgPool) {
+    let all = Running::start(pool).await;
+    let agent = |script: &str| Some(["bash", "-c", script].map(str::to_owned).to_vec());
+    let print = r#"printf '{"type":"content","text":"%s %s"}\n' "${PWD#"$HOME"}" "$(cat here)""#;
+    let prepare = Some(Some("mkdir -p project/here; echo \"${PWD#\"$HOME\"}\" >project/here/here".to_owned()));
+    for (workdir, agent, said) in
+        [("/home/user/project/here", agent(print), "/project/here "), ("", agent(&print.replace("here", "project/here/here")), " ")]
+    {
+        let change = PoolChange { workdir: Some(workdir.to_owned()), agent, prepare: prepare.clone(), ..PoolChange::default() };
+        all.fleet.store.set_pool("default", &change).await.unwrap();
+        let turn = all.fleet.enqueue("x").await;
+        assert_eq!(all.fleet.ended(&turn.turn_id).await.status, "completed");
+        assert_eq!(all.fleet.blocks(&turn.turn_id).await, [json!(["content", { "text": said }])]);
+    }
+    all.stop().await;
+}
+
 struct Hooked {
     all: Running,
     stub: tempfile::TempDir,
