@@ -16,8 +16,8 @@ use crate::block::{Block, BlockKind};
 pub struct Fold {
     /// The uuid under which the agent was given its message.
     message_uuid: Option<String>,
-    /// Per event its blocks: their places in it, and which of all blocks they are. A resumed agent may repeat events.
-    known: HashMap<String, Vec<(usize, usize)>>,
+    /// Per event its blocks. A resumed agent may repeat events.
+    known: HashMap<String, Vec<Known>>,
     /// Blocks so far.
     said: usize,
     /// Events that the agent has taken back.
@@ -25,6 +25,17 @@ pub struct Fold {
     /// Calls without a result so far, in order, each with its parent.
     open_calls: Vec<(String, Option<String>)>,
     seen: Seen,
+}
+
+/// A block that is out.
+#[derive(Debug, Clone)]
+struct Known {
+    /// Its place in its event.
+    index: usize,
+    /// Which of all blocks it is.
+    nth: usize,
+    /// The call that it is.
+    call: Option<String>,
 }
 
 impl Fold {
@@ -96,7 +107,9 @@ impl Fold {
             if let Some(blocks) = self.known.get(uuid)
                 && self.retracted.insert(uuid.to_owned())
             {
-                back.extend(blocks.iter().map(|(_, nth)| self.said - nth));
+                back.extend(blocks.iter().map(|known| self.said - known.nth));
+                // Nobody will answer it.
+                self.open_calls.retain(|(id, _)| blocks.iter().all(|known| known.call.as_ref() != Some(id)));
             }
         }
         if back.is_empty() {
@@ -111,10 +124,11 @@ impl Fold {
     fn fresh(&mut self, index: usize, block: Block) -> Option<Block> {
         if let Some(uuid) = &block.source_uuid {
             let blocks = self.known.entry(uuid.clone()).or_default();
-            if blocks.iter().any(|(known, _)| *known == index) {
+            if blocks.iter().any(|known| known.index == index) {
                 return None;
             }
-            blocks.push((index, self.said));
+            let call = block.content["tool_use_id"].as_str().filter(|_| block.kind == BlockKind::ToolUse);
+            blocks.push(Known { index, nth: self.said, call: call.map(str::to_owned) });
         }
         self.said += 1;
         let call = block.content["tool_use_id"].as_str().unwrap_or_default();

@@ -110,7 +110,7 @@ impl Worker {
         let worker = self.clone();
         let ended = runtime::run(&self, stop.clone(), move |assignment| {
             let worker = worker.clone();
-            async move { attempt::run(&worker, assignment).await }
+            async move { Box::pin(attempt::run(&worker, assignment)).await }
         })
         .await;
         stop.cancel();

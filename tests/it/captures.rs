@@ -182,6 +182,21 @@ fn a_retraction_names_all_blocks_of_the_events_and_none_twice() {
     assert_eq!(lines.iter().flat_map(|line| fold.line(line.as_bytes())).count(), 0, "repeated events say nothing new");
 }
 
+#[test]
+fn a_call_that_is_taken_back_is_open_no_more() {
+    let call = |event: &str, id: &str| {
+        format!(
+            r#"{{"type":"assistant","uuid":"{event}","message":{{"content":[{{"type":"tool_use","id":"{id}","name":"n","input":{{}}}}]}}}}"#
+        )
+    };
+    let mut fold = Fold::new(None);
+    for line in [call("u1", "t1"), call("u2", "t2"), r#"{"type":"system","uuid":"s","retracted_message_uuids":["u1"]}"#.to_owned()] {
+        fold.line(line.as_bytes());
+    }
+    let open: Vec<_> = fold.dangling("lost").into_iter().map(|block| block.content["tool_use_id"].clone()).collect();
+    assert_eq!(open, ["t2"]);
+}
+
 /// Each as the reference has it: what the captures don't happen to contain.
 #[test]
 fn every_kind_of_part_has_its_block() {
