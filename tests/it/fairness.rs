@@ -140,6 +140,11 @@ async fn a_tenant_s_limit_is_exact_hides_nobody_and_can_change(pool: PgPool) {
     settle_and_free(&fleet.store, ends, Ending::Completed).await;
     assert_eq!(fleet.store.claim("a", 5).await.unwrap().len(), 1, "one ended, one starts");
     fleet.store.set_tenant("capped", TenantChange { running_max: Some(Some(5)), ..TenantChange::default() }).await.unwrap();
+    // While one claim decides about the tenant, no other does: it would not see what the first has taken.
+    let mut deciding = fleet.pool.begin().await.unwrap();
+    sqlx::query("SELECT FROM turnmill.tenants FOR NO KEY UPDATE").execute(&mut *deciding).await.unwrap();
+    assert_eq!(fleet.store.claim("b", 9).await.unwrap().len(), 0);
+    deciding.rollback().await.unwrap();
     assert_eq!(fleet.store.claim("a", 9).await.unwrap().len(), 2);
     // A counter that somebody has spoilt is put right.
     fleet.sql("UPDATE turnmill.tenants SET running = 99 WHERE id = $1", "capped").await;
