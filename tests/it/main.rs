@@ -24,3 +24,4 @@ mod sessions;
 mod simulated;
 mod supervisor;
 mod wire;
+mod zombies;
