@@ -82,7 +82,8 @@ async fn of_two_claims_one_gets_the_turn(pool: PgPool) {
     let mut track = Track::new(pool, 2).await;
     for order in orders(2) {
         let turn = track.fleet.enqueue("hi").await.turn_id;
-        (track.fresh("a").await, track.fresh("b").await);
+        track.fresh("a").await;
+        track.fresh("b").await;
         let mut got = track.race(vec![claim("a"), claim("b")], &order).await;
         got.sort();
         assert_eq!(got, ["nothing", &turn], "{order:?}");
