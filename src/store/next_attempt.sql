@@ -3,7 +3,7 @@
 WITH before AS MATERIALIZED (
     SELECT turn_id, next_seq, generation, attempt, journal_offset
     FROM turnmill.jobs
-    WHERE turn_id = $1 AND epoch = $2 AND attempt = $3 AND journal_offset = $4
+    WHERE turn_id = $1 AND epoch = $2 AND attempt = $3 AND journal_offset = $4 AND worker_id IS NOT NULL
     FOR NO KEY UPDATE
 ),
 job AS (

@@ -163,10 +163,6 @@ async fn carry_out(fleet: &Fleet, act: &Act, claims: &mut Vec<Claimed>, referenc
         }
         Act::NextAttempt { claim, blocks } => {
             let Some(mut job) = pick(claims, claim) else { return reference.nothing() };
-            // Of a job that its worker has just handed over, Postgres refuses it by a constraint instead of the fence.
-            if reference.is_handed_over(&job.turn_id) {
-                return reference.nothing();
-            }
             let journal_offset = reference.offset_of(&job.turn_id);
             let epoch = store.next_epoch().await.unwrap();
             let blocks = some_blocks(blocks);

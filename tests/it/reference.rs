@@ -93,11 +93,6 @@ impl Reference {
         self.turns.iter().find(|it| it.id == turn).and_then(|turn| turn.job.as_ref()).map_or(0, |job| job.offset)
     }
 
-    pub fn is_handed_over(&self, turn: &str) -> bool {
-        let job = self.turns.iter().find(|it| it.id == turn).and_then(|turn| turn.job.as_ref());
-        job.is_some_and(|job| job.state == "leased" && job.worker.is_none())
-    }
-
     pub fn enqueue(&mut self, session: Option<u8>, key: Option<u8>, body: u8, receipt: Option<&Receipt>) {
         let same_key = self.turns.iter().find(|turn| key.is_some() && turn.key == key);
         self.last = match (same_key, receipt) {
@@ -200,8 +195,13 @@ impl Reference {
 
     pub fn next_attempt(&mut self, claim: &Claimed, epoch: i64, blocks: usize) {
         let Some(turn) = self.own(claim) else { return };
-        turn.blocks += i32::try_from(blocks).unwrap();
         let job = turn.job.as_mut().unwrap();
+        if job.worker.is_none() {
+            // Handed over: it is for the next one to go on.
+            self.last = Outcome::Done(false);
+            return;
+        }
+        turn.blocks += i32::try_from(blocks).unwrap();
         (job.epoch, job.attempt, job.offset) = (Some(epoch), job.attempt + 1, 0);
         self.held.get_mut(&claim.slot_id).unwrap().epoch = epoch;
     }
