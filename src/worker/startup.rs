@@ -47,6 +47,8 @@ pub(super) async fn start(worker: &Worker, job: &Claimed, sandbox: &Sandbox, lau
         // Started once, and now nobody watches it: what it did can't be known, so its sandbox goes.
         Ok(probe) if probe.state == AgentState::Lost => Err(Happened::SandboxLost("the agent's supervisor was killed".to_owned())),
         Ok(probe) => Ok(probe),
+        // It was asked to start and may have: the attempt is lost, not just its start-up.
+        Err(error @ (SandboxError::Gone | SandboxError::Unreachable(_))) => Err(Happened::SandboxLost(error.to_string())),
         Err(error) => Err(not_ready(job, sandbox.envd_version(), &error)),
     })
 }
@@ -60,14 +62,18 @@ async fn create(worker: &Worker, job: &Claimed, held: &mut Held) -> Result<Resul
     }
     let mut pauses =
         ExponentialBuilder::default().with_min_delay(Duration::from_millis(200)).with_jitter().with_max_times(CREATE_TRIES - 1).build();
+    // An earlier create under this nonce may have made a sandbox, whatever the next ones are answered.
+    let mut unsure = job.taken == Taken::Adopted;
     loop {
         // On disk before the call: from here on a sandbox may exist.
         persist(|| worker.store.create_asked(job)).await?;
+        held.may_exist = true;
         let error = match worker.e2b.create(version, &job.nonce, &job.create_request, worker.config.worker.create_deadline).await {
             Ok(sandbox) => return Ok(Ok(sandbox)),
             Err(error) => error,
         };
-        held.may_exist = matches!(error, CreateError::Unknown(_));
+        unsure |= matches!(error, CreateError::Unknown(_));
+        held.may_exist = unsure;
         let again = match error {
             CreateError::Retry(_) => true,
             CreateError::Unknown(_) => version == ApiVersion::V2,

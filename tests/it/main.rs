@@ -15,6 +15,7 @@ mod fence;
 mod hooks;
 mod house;
 mod interleavings;
+mod lost_answers;
 mod outages;
 mod properties;
 mod queue;
