@@ -133,6 +133,11 @@ async fn a_turn_whose_taking_kills_workers_is_poisoned_but_hand_overs_and_outage
     }
     // One of them was only cut off, and is back; another handed over; a third lived long with the turn before it died.
     fleet.store.renew("a", Duration::from_secs(30)).await.unwrap();
+    // And died of something else, after it had let go of the turn.
+    let earlier = "UPDATE turnmill.attempts SET taken_at = taken_at - interval '41 seconds', ended_at = ended_at - interval '40 seconds' WHERE worker_id = $1";
+    fleet.sql(earlier, "a").await;
+    let later = "UPDATE turnmill.workers SET heartbeat_at = clock_timestamp() - interval '35 seconds', lease_until = clock_timestamp() - interval '5 seconds' WHERE id = $1";
+    fleet.sql(later, "a").await;
     fleet.store.release_worker("b").await.unwrap();
     fleet.sql("UPDATE turnmill.attempts SET taken_at = taken_at - interval '1 hour' WHERE worker_id = $1", "c").await;
     assert_eq!(fleet.worker("e").await.claim_one().await.crashes, 1);
