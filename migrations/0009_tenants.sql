@@ -10,7 +10,7 @@ COMMENT ON TABLE turnmill.tenants IS 'Tenants with a weight or a limit of their 
 COMMENT ON COLUMN turnmill.tenants.id IS 'As in sessions.tenant_id.';
 COMMENT ON COLUMN turnmill.tenants.weight IS 'Its share of a pool while others wait too: twice the weight, twice the running turns.';
 COMMENT ON COLUMN turnmill.tenants.running_max IS 'Most of its turns that run at once, over all pools; null = no limit.';
-COMMENT ON COLUMN turnmill.tenants.running IS 'Its turns that run now. Kept by a trigger of jobs while there is a limit; a claim locks the row, so the limit is exact.';
+COMMENT ON COLUMN turnmill.tenants.running IS 'Its turns that run now. Kept by a trigger of jobs while there is a limit; a claim locks the row, so the limit is exact (one that is new, within a second).';
 COMMENT ON COLUMN turnmill.tenants.created_at IS 'When it was made.';
 
 ALTER TABLE turnmill.jobs ADD COLUMN tenant_id text NOT NULL DEFAULT '';
@@ -19,16 +19,17 @@ COMMENT ON COLUMN turnmill.jobs.tenant_id IS 'The session''s tenant; empty = non
 -- Heads of tenants are found by jumping from tenant to tenant, so that nobody's backlog is walked through.
 CREATE INDEX jobs_ready_by_tenant ON turnmill.jobs (pool, tenant_id, priority DESC, queued_at, turn_id) WHERE state = 'ready';
 DROP INDEX turnmill.jobs_ready;
-CREATE INDEX jobs_leased_by_tenant ON turnmill.jobs (tenant_id) WHERE state = 'leased' AND tenant_id <> '';
+CREATE INDEX jobs_leased_by_tenant ON turnmill.jobs (tenant_id) WHERE state = 'leased';
+UPDATE turnmill.jobs j SET tenant_id = s.tenant_id FROM turnmill.sessions s WHERE s.id = j.session_id AND s.tenant_id IS NOT NULL;
 
+-- A claim has the row locked. An end does not wait for whoever has it: a count that is too high until the next recount
+-- only makes somebody wait.
 CREATE FUNCTION turnmill.count_running() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-  IF TG_OP = 'DELETE' THEN
-    UPDATE turnmill.tenants SET running = running - 1 WHERE id = OLD.tenant_id AND running_max IS NOT NULL;
-  ELSE
-    UPDATE turnmill.tenants SET running = running + CASE NEW.state WHEN 'leased' THEN 1 ELSE -1 END
-    WHERE id = NEW.tenant_id AND running_max IS NOT NULL;
-  END IF;
+  UPDATE turnmill.tenants
+  SET running = running + CASE WHEN TG_OP = 'UPDATE' AND NEW.state = 'leased' THEN 1 ELSE -1 END
+  WHERE id = (SELECT t.id FROM turnmill.tenants t WHERE t.id = OLD.tenant_id AND t.running_max IS NOT NULL
+              FOR NO KEY UPDATE SKIP LOCKED);
   RETURN NULL;
 END $$;
 CREATE TRIGGER tenants_count_starts AFTER UPDATE OF state ON turnmill.jobs
@@ -56,8 +57,11 @@ CREATE FUNCTION turnmill.recount_tenant(id text) RETURNS void LANGUAGE plpgsql A
 #variable_conflict use_variable
 DECLARE counted integer;
 BEGIN
-  PERFORM FROM turnmill.tenants t WHERE t.id = id FOR NO KEY UPDATE;
+  PERFORM FROM turnmill.tenants t WHERE t.id = id FOR NO KEY UPDATE SKIP LOCKED;
+  IF NOT FOUND THEN
+    RETURN;
+  END IF;
   counted := (SELECT count(*) FROM turnmill.jobs j WHERE j.tenant_id = id AND j.state = 'leased');
   UPDATE turnmill.tenants t SET running = counted WHERE t.id = id AND t.running <> counted;
 END $$;
-COMMENT ON FUNCTION turnmill.recount_tenant IS 'Sets a tenant''s counter to what is true.';
+COMMENT ON FUNCTION turnmill.recount_tenant IS 'Sets a tenant''s counter to what is true, unless somebody has its row this moment.';

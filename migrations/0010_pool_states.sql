@@ -5,7 +5,7 @@ ALTER TABLE turnmill.pools
   ADD COLUMN idle_timeout_s integer NOT NULL DEFAULT 600 CHECK (idle_timeout_s > 0);
 COMMENT ON COLUMN turnmill.pools.create_rate IS 'Most sandboxes created per second, fleet-wide; null = no limit of ours (E2B''s own still holds: Hobby 1, Pro 5).';
 COMMENT ON COLUMN turnmill.pools.create_burst IS 'Creates that may come at once after a pause.';
-COMMENT ON COLUMN turnmill.pools.idle_timeout_s IS 'Seconds without a word from an agent that has no tool call open, after which it is stopped and tried again.';
+COMMENT ON COLUMN turnmill.pools.idle_timeout_s IS 'Seconds without a word from an agent that has no tool call open and has not given its result, after which it is stopped and tried again. Until its first word it also has prepare_timeout_s.';
 
 CREATE TABLE turnmill.pool_states (
   pool          text PRIMARY KEY REFERENCES turnmill.pools (name) ON DELETE CASCADE,
@@ -24,7 +24,7 @@ COMMENT ON COLUMN turnmill.pool_states.tokens IS 'Creates that were free at toke
 COMMENT ON COLUMN turnmill.pool_states.tokens_at IS 'When tokens was true.';
 COMMENT ON COLUMN turnmill.pool_states.creates_after IS 'Nobody creates before then: E2B has said 429.';
 COMMENT ON COLUMN turnmill.pool_states.held_for IS 'Why: rate = its rate limit, capacity = its limit of concurrent sandboxes.';
-COMMENT ON COLUMN turnmill.pool_states.capacity_hits IS 'Refusals for capacity since the last create that worked; each doubles the pause, from 1 s to 10 s.';
+COMMENT ON COLUMN turnmill.pool_states.capacity_hits IS 'Pauses for capacity since the last create that worked; each is twice as long, from 1 s to 10 s. Refusals that come during a pause are part of it.';
 COMMENT ON COLUMN turnmill.pool_states.account_cap IS 'The account''s own limit, where E2B''s refusal named it.';
 COMMENT ON COLUMN turnmill.pool_states.reported IS 'Sandboxes of this fleet and pool that E2B listed as running.';
 COMMENT ON COLUMN turnmill.pool_states.reported_at IS 'When.';

@@ -30,6 +30,8 @@ COMMENT ON COLUMN turnmill.corrections.reason IS 'What was found, for people.';
 COMMENT ON COLUMN turnmill.corrections.noticed_at IS 'When it was first seen.';
 COMMENT ON COLUMN turnmill.corrections.done_at IS 'When it was put right, or had gone by itself; null = within its grace, or not done yet.';
 
+ALTER TABLE turnmill.jobs ADD COLUMN crashes integer NOT NULL DEFAULT 0;
+COMMENT ON COLUMN turnmill.jobs.crashes IS 'Worker processes that had died within a lease of taking it when it was last taken.';
 ALTER TABLE turnmill.workers ADD COLUMN released_at timestamptz;
 COMMENT ON COLUMN turnmill.workers.released_at IS 'When it gave its lease back in order; null = it runs, or died.';
 COMMENT ON COLUMN turnmill.attempts.ended IS 'settled; retry = another try was scheduled; handed_over = given back in order; lost = its lease ran out.';

@@ -75,7 +75,7 @@ BEGIN
 
   fresh_session := session_id IS NULL OR NOT EXISTS (SELECT FROM turnmill.sessions x WHERE x.id = session_id);
   s := turnmill.session_for(session_id, project_id, pool, user_id, tenant_id);
-  IF s.tenant_id IS DISTINCT FROM tenant_id AND tenant_id IS NOT NULL THEN
+  IF s.tenant_id <> tenant_id THEN
     RAISE EXCEPTION 'session "%" belongs to another tenant', s.id USING ERRCODE = 'TM409',
       HINT = 'A session stays with its tenant. Leave tenant_id out, or start a new session.';
   END IF;
@@ -84,7 +84,7 @@ BEGIN
 
   -- This UPDATE locks the session until the caller commits: ordinals have no gaps, and a higher
   -- one is never visible before a lower one. Workers never need this row's lock.
-  UPDATE turnmill.sessions x SET turns = x.turns + 1 WHERE x.id = s.id RETURNING * INTO s;
+  UPDATE turnmill.sessions x SET turns = x.turns + 1, tenant_id = coalesce(x.tenant_id, tenant_id) WHERE x.id = s.id RETURNING * INTO s;
   -- A statement of its own, so that it sees what was committed while we waited for the session.
   busy := EXISTS (SELECT FROM turnmill.jobs j WHERE j.session_id = s.id);
   IF busy AND coalesce(on_busy, s.on_busy) = 'reject' THEN
@@ -109,7 +109,7 @@ BEGIN
   END IF;
 
   queue_was_empty := NOT EXISTS (SELECT FROM turnmill.jobs j
-    WHERE j.state = 'ready' AND j.pool = s.pool AND j.run_at <= clock_timestamp());
+    WHERE j.state = 'ready' AND j.pool = s.pool AND j.tenant_id = coalesce(s.tenant_id, '') AND j.run_at <= clock_timestamp());
   INSERT INTO turnmill.jobs (turn_id, session_id, ordinal, pool, state, priority, tenant_id)
   VALUES (t.id, s.id, t.ordinal, s.pool, CASE WHEN busy THEN 'waiting' ELSE 'ready' END, priority, coalesce(s.tenant_id, ''));
   -- A hint, at most one for a burst: NOTIFY serialises commits, and whoever polls finds the rest.

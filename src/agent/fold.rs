@@ -76,9 +76,9 @@ impl Fold {
         vec![Block::error("line_too_long", &format!("the agent printed one line of {bytes} bytes, which is left out"))]
     }
 
-    /// Whether a tool is at work.
-    pub fn has_open_calls(&self) -> bool {
-        !self.open_calls.is_empty()
+    /// Whether nothing need be heard of it: a tool is at work, or it has given its result and its files are saved.
+    pub fn may_be_silent(&self) -> bool {
+        !self.open_calls.is_empty() || self.seen.has_result()
     }
 
     /// An end for each call that has none, for a turn that is over.

@@ -26,6 +26,11 @@ pub(super) struct Seen {
 }
 
 impl Seen {
+    /// Whether it has said how it ended.
+    pub fn has_result(&self) -> bool {
+        !self.results.is_empty()
+    }
+
     pub fn event(&mut self, event: &Value) {
         match event["type"].as_str() {
             Some("result") => {

@@ -4,26 +4,39 @@
 -- AS MATERIALIZED: a LIMIT under a nested loop may be evaluated again and claim more than it says.
 -- FOR NO KEY UPDATE: nothing references these rows by key, so no MultiXact appears.
 -- SKIP LOCKED, everywhere and for turns too: no row that somebody sits on holds up the others.
-WITH RECURSIVE adopted AS MATERIALIZED (
-    SELECT turn_id, slot_id, nextval('turnmill.epochs') AS epoch
-    FROM (
-        SELECT j.turn_id, j.slot_id
-        FROM turnmill.jobs j JOIN turnmill.turns t ON t.id = j.turn_id
-        WHERE j.state = 'leased'
-          -- The database compares its own clock; a lease that was renewed in this moment costs the
-          -- slower of the two one refused write.
-          AND NOT EXISTS (SELECT FROM turnmill.workers w
-                          WHERE w.id = j.worker_id AND w.lease_until > clock_timestamp())
-        ORDER BY j.queued_at
-        LIMIT $2
-        FOR NO KEY UPDATE OF j, t SKIP LOCKED
-    ) orphan
+WITH RECURSIVE orphan AS MATERIALIZED (
+    SELECT j.turn_id, j.slot_id, j.queued_at,
+           -- Processes that died within a lease of taking it. In order they give it back, and after an outage they beat again.
+           (SELECT count(*) FROM turnmill.attempts a JOIN turnmill.workers w ON w.id = a.worker_id
+            WHERE a.turn_id = j.turn_id AND w.released_at IS NULL
+              AND (a.ended IS NULL OR a.ended = 'lost') AND w.heartbeat_at < coalesce(a.ended_at, clock_timestamp())
+              AND w.lease_until <= clock_timestamp() AND a.taken_at > w.heartbeat_at - (w.lease_until - w.heartbeat_at)) AS crashes
+    FROM turnmill.jobs j JOIN turnmill.turns t ON t.id = j.turn_id JOIN turnmill.slots s ON s.id = j.slot_id
+    WHERE j.state = 'leased'
+      -- The database compares its own clock; a lease that was renewed in this moment costs the
+      -- slower of the two one refused write.
+      AND NOT EXISTS (SELECT FROM turnmill.workers w
+                      WHERE w.id = j.worker_id AND w.lease_until > clock_timestamp())
+    ORDER BY j.queued_at
+    LIMIT $2
+    FOR NO KEY UPDATE OF j, t, s SKIP LOCKED
+),
+-- One that has already been there when two workers died is taken alone: so that it, if it is the murderer, takes no
+-- neighbour with it.
+adopted AS MATERIALIZED (
+    SELECT turn_id, slot_id, crashes, nextval('turnmill.epochs') AS epoch
+    FROM (SELECT *, row_number() OVER (PARTITION BY crashes >= 2 ORDER BY queued_at) AS nth FROM orphan) o
+    WHERE crashes < 2 OR (nth = 1 AND NOT EXISTS (
+        SELECT FROM turnmill.jobs j JOIN turnmill.attempts a ON a.epoch = j.epoch
+        WHERE j.state = 'leased' AND j.worker_id = $1 AND j.crashes >= 2 AND a.taken_at > clock_timestamp() - interval '1 minute'))
 ),
 -- The create-rate buckets of pools that have one. Locked, so that no token is spent twice.
 bucket AS MATERIALIZED (
     SELECT q.pool, least(p.create_burst, q.tokens + p.create_rate * extract(epoch FROM clock_timestamp() - q.tokens_at)) AS tokens
     FROM turnmill.pools p JOIN turnmill.pool_states q ON q.pool = p.name
     WHERE p.state = 'active' AND p.create_rate IS NOT NULL AND q.creates_after <= clock_timestamp()
+      AND q.tokens + p.create_rate * extract(epoch FROM clock_timestamp() - q.tokens_at) >= 1
+      AND EXISTS (SELECT FROM turnmill.slots s WHERE s.pool = p.name AND s.state = 'free' AND NOT s.retire)
       AND EXISTS (SELECT FROM turnmill.jobs r WHERE r.pool = p.name AND r.state = 'ready' AND r.run_at <= clock_timestamp())
     FOR NO KEY UPDATE OF q SKIP LOCKED
 ),
@@ -32,7 +45,7 @@ open AS MATERIALIZED (
     SELECT pool, (SELECT count(*) FROM (
                SELECT FROM turnmill.slots s WHERE s.pool = p.pool AND s.state = 'free' AND NOT s.retire LIMIT p.most) free) AS room
     FROM (
-        SELECT b.pool, least(floor(b.tokens)::bigint, $2) AS most FROM bucket b WHERE b.tokens >= 1
+        SELECT b.pool, least(floor(b.tokens)::bigint, $2) AS most FROM bucket b
         UNION ALL
         SELECT p.name, $2 FROM turnmill.pools p JOIN turnmill.pool_states q ON q.pool = p.name
         WHERE p.state = 'active' AND p.create_rate IS NULL AND q.creates_after <= clock_timestamp()
@@ -52,40 +65,55 @@ head AS (
 limited AS MATERIALIZED (
     SELECT t.id, t.running_max - t.running AS room
     FROM turnmill.tenants t
-    WHERE t.running < t.running_max AND t.id IN (SELECT tenant_id FROM head)
+    WHERE t.running < t.running_max AND EXISTS (
+        SELECT FROM head h JOIN turnmill.jobs r ON r.pool = h.pool AND r.tenant_id = h.tenant_id
+        WHERE h.tenant_id = t.id AND r.state = 'ready' AND r.run_at <= clock_timestamp())
     FOR NO KEY UPDATE OF t SKIP LOCKED
 ),
--- The first few of each, by what its tenant would then have running for its weight.
-candidate AS (
-    SELECT h.pool, h.tenant_id, r.turn_id, r.priority, r.queued_at, r.nth,
+-- The first few of each, by what its tenant would then have running for its weight. A few more than wanted: some may
+-- be locked, and limits are applied to what could be.
+candidate AS MATERIALIZED (
+    SELECT h.pool, h.tenant_id, r.turn_id, r.priority, r.queued_at,
            (coalesce(n.running, 0) + r.nth) / coalesce(t.weight, 1) AS share
     FROM head h
     LEFT JOIN turnmill.tenants t ON t.id = h.tenant_id
     LEFT JOIN limited l ON l.id = h.tenant_id
     LEFT JOIN (SELECT j.tenant_id, count(*) AS running FROM turnmill.jobs j
-               WHERE j.state = 'leased' AND j.tenant_id <> '' GROUP BY j.tenant_id) n ON n.tenant_id = h.tenant_id
+               WHERE j.state = 'leased' GROUP BY j.tenant_id) n ON n.tenant_id = h.tenant_id
     CROSS JOIN LATERAL (
         SELECT r.*, row_number() OVER (ORDER BY r.priority DESC, r.queued_at, r.turn_id) AS nth FROM (
             SELECT r.turn_id, r.priority, r.queued_at FROM turnmill.jobs r
             WHERE r.pool = h.pool AND r.tenant_id = h.tenant_id AND r.state = 'ready' AND r.run_at <= clock_timestamp()
             ORDER BY r.priority DESC, r.queued_at, r.turn_id
-            -- A few more than wanted: some may be locked.
-            LIMIT $2 + 8) r
+            LIMIT $2 + 32) r
     ) r
-    WHERE t.running_max IS NULL OR r.nth <= l.room
+    WHERE t.running_max IS NULL OR l.id IS NOT NULL
 ),
-wanted AS MATERIALIZED (
-    SELECT j.turn_id, j.session_id, j.pool, j.priority, j.share, j.queued_at
+unlocked AS MATERIALIZED (
+    SELECT j.turn_id, j.session_id, j.pool, j.tenant_id, j.priority, j.share, j.queued_at
     FROM open o
     CROSS JOIN LATERAL (
-        SELECT j.turn_id, j.session_id, j.pool, c.priority, c.share, c.queued_at
-        FROM candidate c JOIN turnmill.jobs j ON j.turn_id = c.turn_id JOIN turnmill.turns t ON t.id = c.turn_id
-        WHERE c.pool = o.pool AND j.state = 'ready'
+        SELECT j.turn_id, j.session_id, j.pool, c.tenant_id, c.priority, c.share, c.queued_at
+        FROM (SELECT * FROM candidate c WHERE c.pool = o.pool
+              ORDER BY c.priority DESC, c.share, c.queued_at, c.turn_id LIMIT o.room + 64) c
+        JOIN turnmill.jobs j ON j.turn_id = c.turn_id JOIN turnmill.turns t ON t.id = c.turn_id
+        WHERE j.state = 'ready'
         ORDER BY c.priority DESC, c.share, c.queued_at, c.turn_id
-        LIMIT o.room
+        -- Where a tenant's limit will take some away, others are needed in their place.
+        LIMIT o.room + CASE WHEN EXISTS (SELECT FROM limited) THEN 32 ELSE 0 END
         FOR NO KEY UPDATE OF j, t SKIP LOCKED
     ) j
-    ORDER BY j.priority DESC, j.share, j.queued_at
+),
+wanted AS MATERIALIZED (
+    SELECT turn_id, session_id, pool, priority, share, queued_at
+    FROM (SELECT u.*, row_number() OVER (PARTITION BY u.pool ORDER BY u.priority DESC, u.share, u.queued_at, u.turn_id) AS nth_in_pool
+          FROM (SELECT u.*, row_number() OVER (PARTITION BY u.tenant_id ORDER BY u.priority DESC, u.queued_at, u.turn_id) AS nth_of_tenant
+                FROM unlocked u) u
+          LEFT JOIN limited l ON l.id = u.tenant_id
+          WHERE l.id IS NULL OR u.nth_of_tenant <= l.room) u
+    JOIN open o USING (pool)
+    WHERE nth_in_pool <= o.room
+    ORDER BY priority DESC, share, queued_at
     LIMIT $2 - (SELECT count(*) FROM adopted)
 ),
 room AS MATERIALIZED (
@@ -109,14 +137,14 @@ spent AS (
     WHERE q.pool = b.pool
 ),
 taken AS (
-    SELECT turn_id, slot_id, epoch, 'adopted' AS taken FROM adopted
+    SELECT turn_id, slot_id, epoch, crashes, 'adopted' AS taken FROM adopted
     UNION ALL
-    SELECT turn_id, slot_id, epoch, 'claimed' FROM started
+    SELECT turn_id, slot_id, epoch, 0, 'claimed' FROM started
 ),
 job AS (
     UPDATE turnmill.jobs j
     SET state = 'leased', worker_id = $1, epoch = t.epoch, slot_id = t.slot_id,
-        phase = coalesce(j.phase, 'sandbox')
+        phase = coalesce(j.phase, 'sandbox'), crashes = t.crashes
     FROM taken t WHERE j.turn_id = t.turn_id
     RETURNING j.*, t.taken
 ),
@@ -196,11 +224,7 @@ SELECT job.turn_id            AS "turn_id!",
        pool.finish_timeout_s  AS "finish_timeout_s!",
        pool.sandbox_timeout_s AS "sandbox_timeout_s!",
        pool.idle_timeout_s    AS "idle_timeout_s!",
-       -- Processes that died within a lease of taking it: in order they give it back, and after an outage they beat again.
-       (SELECT count(*) FROM turnmill.attempts a JOIN turnmill.workers w ON w.id = a.worker_id
-        WHERE job.taken = 'adopted' AND a.turn_id = job.turn_id AND a.epoch <> job.epoch AND w.released_at IS NULL
-          AND (a.ended IS NULL OR a.ended = 'lost') AND w.heartbeat_at < coalesce(a.ended_at, clock_timestamp())
-          AND w.lease_until <= clock_timestamp() AND a.taken_at > w.heartbeat_at - (w.lease_until - w.heartbeat_at)) AS "crashes!",
+       job.crashes            AS "crashes!",
        greatest(pool.turn_timeout_s - extract(epoch FROM clock_timestamp() - turn.started_at), 0)::float8 AS "seconds_left!"
 FROM job
 JOIN slot ON slot.id = job.slot_id

@@ -1,4 +1,8 @@
-//! The connections of a process: statements with a limit on their time, also through PgBouncer.
+//! The connections of a process: every statement has a limit on its time, on both sides, also through PgBouncer.
+//!
+//! Who stops waiting for an answer (it took too long; or the process lost its lease, and its turns' futures were
+//! dropped) closes the connection instead of giving it back: nobody after him gets a connection with a transaction
+//! open in it, or one to a host that has vanished.
 //!
 //! PgBouncer in transaction mode gives each transaction any of its server connections. So there every statement runs
 //! in a transaction of its own, unnamed, with its limits set in that transaction; elsewhere the limits are the
@@ -8,8 +12,10 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, TryStreamExt as _};
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions, PgQueryResult, PgRow, PgStatement, PgTypeInfo, Postgres};
-use sqlx::{AssertSqlSafe, Describe, Either, Execute, Executor, SqlStr, Transaction};
+use sqlx::{AssertSqlSafe, Describe, Either, Execute, Executor, SqlStr};
+use tokio::time::timeout;
 
 /// How long statements and their waits for locks may take, and what is between us and Postgres.
 #[derive(Debug, Clone, Copy)]
@@ -28,36 +34,44 @@ impl Default for Limits {
     }
 }
 
+/// How long a transaction of ours may wait for its next statement: whoever vanishes in the middle of one gives his rows
+/// back well before his lease is over.
+const IDLE_IN_TRANSACTION_MS: &str = "5000";
+
+/// What the network may add to a statement's own limit.
+const SLACK: Duration = Duration::from_secs(2);
+
 /// A pool of connections; `&Db` executes statements as `&PgPool` does.
 #[derive(Debug, Clone)]
 pub(super) struct Db {
     pool: PgPool,
-    /// What begins a transaction through PgBouncer; `None`: no PgBouncer.
-    begin: Option<String>,
+    begin: String,
+    unnamed: bool,
+    patience: Duration,
 }
 
 impl Db {
     /// Over a pool that somebody else has made.
     pub fn over(pool: PgPool) -> Self {
-        Self { pool, begin: None }
+        Self { pool, begin: "BEGIN".to_owned(), unnamed: false, patience: Limits::default().statement + SLACK }
     }
 
     /// Makes no connection yet.
     pub fn new(options: PgConnectOptions, connections: u32, limits: Limits) -> Self {
-        let (statement, lock) = (limits.statement.as_millis().to_string(), limits.lock.as_millis().to_string());
-        let begin = limits.pgbouncer.then(|| format!("BEGIN; SET LOCAL statement_timeout = {statement}; SET LOCAL lock_timeout = {lock}"));
+        let limited = [
+            ("statement_timeout", limits.statement.as_millis().to_string()),
+            ("lock_timeout", limits.lock.as_millis().to_string()),
+            ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_MS.to_owned()),
+        ];
         let options = options.application_name("turnmill");
-        let options = if limits.pgbouncer {
-            options.statement_cache_capacity(0).extra_float_digits(None)
+        let (options, begin) = if limits.pgbouncer {
+            let set = limited.map(|(name, value)| format!("; SET LOCAL {name} = {value}")).concat();
+            (options.statement_cache_capacity(0).extra_float_digits(None), format!("BEGIN{set}"))
         } else {
-            options.options([
-                ("statement_timeout", statement.as_str()),
-                ("lock_timeout", lock.as_str()),
-                ("idle_in_transaction_session_timeout", "60000"),
-            ])
+            (options.options(limited), "BEGIN".to_owned())
         };
         let pool = PgPoolOptions::new().max_connections(connections).acquire_timeout(Duration::from_secs(5));
-        Self { pool: pool.connect_lazy_with(options), begin }
+        Self { pool: pool.connect_lazy_with(options), begin, unnamed: limits.pgbouncer, patience: limits.statement + SLACK }
     }
 
     /// The pool below.
@@ -67,38 +81,100 @@ impl Db {
 
     /// Several statements that hold together.
     pub async fn begin(&self) -> sqlx::Result<Tx> {
-        let inner = match &self.begin {
-            // Two numbers of ours in constant text.
-            Some(begin) => self.pool.begin_with(AssertSqlSafe(begin.clone())).await?,
-            None => self.pool.begin().await?,
-        };
-        Ok(Tx { inner, unnamed: self.begin.is_some() })
+        let mut tx = self.take().await?;
+        tx.say(self.begin.clone()).await?;
+        Ok(tx)
+    }
+
+    async fn take(&self) -> sqlx::Result<Tx> {
+        Ok(Tx { connection: Some(self.pool.acquire().await?), unnamed: self.unnamed, patience: self.patience })
+    }
+
+    /// For one statement.
+    async fn one(&self) -> sqlx::Result<Tx> {
+        if self.unnamed { self.begin().await } else { self.take().await }
+    }
+
+    /// After one statement.
+    async fn end<T>(&self, mut tx: Tx, done: sqlx::Result<T>) -> sqlx::Result<T> {
+        match done {
+            Ok(value) => {
+                if self.unnamed {
+                    tx.commit().await?;
+                } else {
+                    tx.give_back();
+                }
+                Ok(value)
+            }
+            // Postgres refused it: the connection is good.
+            Err(sqlx::Error::Database(refused)) => {
+                if self.unnamed {
+                    tx.say("ROLLBACK".to_owned()).await?;
+                }
+                tx.give_back();
+                Err(sqlx::Error::Database(refused))
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 
-/// A transaction; `&mut Tx` executes statements. Rolled back unless committed.
+/// A connection in use; after [`Db::begin`], a transaction. `&mut Tx` executes statements. Dropped before it has ended,
+/// it is closed, which rolls it back.
 #[derive(Debug)]
 pub(super) struct Tx {
-    inner: Transaction<'static, Postgres>,
+    connection: Option<PoolConnection<Postgres>>,
     unnamed: bool,
+    patience: Duration,
 }
 
 impl Tx {
     /// Makes it so.
-    pub async fn commit(self) -> sqlx::Result<()> {
-        self.inner.commit().await
+    pub async fn commit(mut self) -> sqlx::Result<()> {
+        self.say("COMMIT".to_owned()).await?;
+        self.give_back();
+        Ok(())
     }
 
     /// Forgets it.
-    pub async fn rollback(self) -> sqlx::Result<()> {
-        self.inner.rollback().await
+    pub async fn rollback(mut self) -> sqlx::Result<()> {
+        self.say("ROLLBACK".to_owned()).await?;
+        self.give_back();
+        Ok(())
+    }
+
+    /// Constant text, or numbers of ours in it.
+    async fn say(&mut self, text: String) -> sqlx::Result<()> {
+        let patience = self.patience;
+        within(patience, self.get()?.execute(sqlx::raw_sql(AssertSqlSafe(text)))).await?;
+        Ok(())
+    }
+
+    fn get(&mut self) -> sqlx::Result<&mut PgConnection> {
+        // There until it has ended, and then nobody asks.
+        self.connection.as_deref_mut().ok_or(sqlx::Error::WorkerCrashed)
+    }
+
+    fn give_back(mut self) {
+        drop(self.connection.take());
     }
 }
 
-/// A statement that leaves nothing on the server's connection.
-struct Unnamed<E>(E);
+impl Drop for Tx {
+    fn drop(&mut self) {
+        drop(self.connection.take().map(PoolConnection::detach));
+    }
+}
 
-impl<'q, E: Execute<'q, Postgres>> Execute<'q, Postgres> for Unnamed<E> {
+async fn within<T>(patience: Duration, act: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
+    let late = |_| Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "Postgres did not answer in time").into());
+    timeout(patience, act).await.unwrap_or_else(late)
+}
+
+/// A statement that leaves nothing on the server's connection, if it is to.
+struct Named<E>(E, bool);
+
+impl<'q, E: Execute<'q, Postgres>> Execute<'q, Postgres> for Named<E> {
     fn sql(self) -> SqlStr {
         self.0.sql()
     }
@@ -112,65 +188,23 @@ impl<'q, E: Execute<'q, Postgres>> Execute<'q, Postgres> for Unnamed<E> {
     }
 
     fn persistent(&self) -> bool {
-        false
+        self.1 && self.0.persistent()
     }
 }
 
-type Steps<'e> = BoxStream<'e, sqlx::Result<Either<PgQueryResult, PgRow>>>;
+type Step = Either<PgQueryResult, PgRow>;
 
 impl<'c> Executor<'c> for &'c mut Tx {
     type Database = Postgres;
 
-    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> Steps<'e>
+    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, sqlx::Result<Step>>
     where
         'c: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        let connection: &mut PgConnection = &mut self.inner;
-        if self.unnamed { connection.fetch_many(Unnamed(query)) } else { connection.fetch_many(query) }
-    }
-
-    fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, sqlx::Result<Option<PgRow>>>
-    where
-        'c: 'e,
-        E: 'q + Execute<'q, Postgres>,
-    {
-        let connection: &mut PgConnection = &mut self.inner;
-        if self.unnamed { connection.fetch_optional(Unnamed(query)) } else { connection.fetch_optional(query) }
-    }
-
-    fn prepare_with<'e>(self, sql: SqlStr, parameters: &'e [PgTypeInfo]) -> BoxFuture<'e, sqlx::Result<PgStatement>>
-    where
-        'c: 'e,
-    {
-        let connection: &mut PgConnection = &mut self.inner;
-        connection.prepare_with(sql, parameters)
-    }
-
-    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, sqlx::Result<Describe<Postgres>>>
-    where
-        'c: 'e,
-    {
-        let connection: &mut PgConnection = &mut self.inner;
-        connection.describe(sql)
-    }
-}
-
-impl<'c> Executor<'c> for &'c Db {
-    type Database = Postgres;
-
-    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> Steps<'e>
-    where
-        'c: 'e,
-        E: 'q + Execute<'q, Postgres>,
-    {
-        if self.begin.is_none() {
-            return self.pool.fetch_many(query);
-        }
         let all = async move {
-            let mut tx = self.begin().await?;
-            let steps: Vec<_> = tx.fetch_many(query).try_collect().await?;
-            tx.commit().await?;
+            let (patience, named) = (self.patience, !self.unnamed);
+            let steps: Vec<Step> = within(patience, self.get()?.fetch_many(Named(query, named)).try_collect()).await?;
             Ok::<_, sqlx::Error>(futures::stream::iter(steps.into_iter().map(Ok)))
         };
         Box::pin(futures::stream::once(all).try_flatten())
@@ -181,14 +215,52 @@ impl<'c> Executor<'c> for &'c Db {
         'c: 'e,
         E: 'q + Execute<'q, Postgres>,
     {
-        if self.begin.is_none() {
-            return self.pool.fetch_optional(query);
-        }
         Box::pin(async move {
-            let mut tx = self.begin().await?;
-            let row = tx.fetch_optional(query).await?;
-            tx.commit().await?;
-            Ok(row)
+            let (patience, named) = (self.patience, !self.unnamed);
+            within(patience, self.get()?.fetch_optional(Named(query, named))).await
+        })
+    }
+
+    fn prepare_with<'e>(self, sql: SqlStr, parameters: &'e [PgTypeInfo]) -> BoxFuture<'e, sqlx::Result<PgStatement>>
+    where
+        'c: 'e,
+    {
+        Box::pin(async move { self.get()?.prepare_with(sql, parameters).await })
+    }
+
+    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, sqlx::Result<Describe<Postgres>>>
+    where
+        'c: 'e,
+    {
+        Box::pin(async move { self.get()?.describe(sql).await })
+    }
+}
+
+impl<'c> Executor<'c> for &'c Db {
+    type Database = Postgres;
+
+    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, sqlx::Result<Step>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        let all = async move {
+            let mut tx = self.one().await?;
+            let done: sqlx::Result<Vec<Step>> = tx.fetch_many(query).try_collect().await;
+            Ok::<_, sqlx::Error>(futures::stream::iter(self.end(tx, done).await?.into_iter().map(Ok)))
+        };
+        Box::pin(futures::stream::once(all).try_flatten())
+    }
+
+    fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, sqlx::Result<Option<PgRow>>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        Box::pin(async move {
+            let mut tx = self.one().await?;
+            let done = tx.fetch_optional(query).await;
+            self.end(tx, done).await
         })
     }
 

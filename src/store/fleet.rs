@@ -34,8 +34,11 @@ impl Store {
 
     /// Gives the database a new fleet id and name. Slots are emptied without touching the sandboxes that
     /// they name: those are the original fleet's.
-    pub async fn fork_fleet(&self, name: &str) -> sqlx::Result<Fleet> {
+    pub async fn fork_fleet(&self, name: &str) -> anyhow::Result<Fleet> {
         let mut tx = self.pool.begin().await?;
+        let alive = sqlx::query_scalar!(r#"SELECT count(*) AS "n!" FROM turnmill.workers WHERE lease_until > clock_timestamp()"#);
+        let alive = alive.fetch_one(&mut tx).await?;
+        anyhow::ensure!(alive == 0, "{alive} workers run on this database; stop them first: they act for the fleet that it is now");
         let fleet = sqlx::query_as!(
             Fleet,
             "UPDATE turnmill.fleet SET id = turnmill.new_id('fleet'), name = $1, created_at = clock_timestamp()

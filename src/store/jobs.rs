@@ -72,7 +72,7 @@ pub struct Claimed {
     /// How long its agent may say nothing while no tool of its runs.
     pub idle_timeout: Duration,
     /// Worker processes that died soon after they had taken this turn.
-    pub crashes: i64,
+    pub crashes: i32,
 }
 
 /// What a pool runs in its sandboxes around the agent: `None` = the shipped script, empty = none.
@@ -216,8 +216,21 @@ impl Store {
     }
 
     /// What no single transaction can promise: promotes sessions whose next turn nobody promoted, cancels
-    /// turns that were asked to while they changed hands, drops requests that nobody needs, sweeps workers.
+    /// turns that were asked to while they changed hands, drops requests that nobody needs, recounts, sweeps workers.
+    /// Each on its own, so that none stops the others; the first error, if any.
     pub async fn tidy(&self) -> sqlx::Result<()> {
+        let done = [
+            self.promote_forgotten().await,
+            self.cancel_unheld().await,
+            self.drop_late_cancels().await,
+            self.drop_retired_slots().await,
+            self.recount_tenants().await,
+            self.sweep_workers().await,
+        ];
+        done.into_iter().collect()
+    }
+
+    async fn promote_forgotten(&self) -> sqlx::Result<()> {
         sqlx::query!(
             "SELECT turnmill.promote(s.session_id) FROM (
                SELECT DISTINCT session_id FROM turnmill.jobs w WHERE w.state = 'waiting'
@@ -226,23 +239,44 @@ impl Store {
         )
         .fetch_all(&self.pool)
         .await?;
+        Ok(())
+    }
+
+    async fn cancel_unheld(&self) -> sqlx::Result<()> {
         sqlx::query!(
             "SELECT turnmill.cancel_turn(c.turn_id, c.reason) FROM turnmill.cancel_requests c
              JOIN turnmill.jobs j ON j.turn_id = c.turn_id AND j.state <> 'leased'"
         )
         .fetch_all(&self.pool)
         .await?;
+        Ok(())
+    }
+
+    async fn drop_late_cancels(&self) -> sqlx::Result<()> {
         sqlx::query!(
             "DELETE FROM turnmill.cancel_requests c
              WHERE NOT EXISTS (SELECT FROM turnmill.jobs j WHERE j.turn_id = c.turn_id)"
         )
         .execute(&self.pool)
         .await?;
+        Ok(())
+    }
+
+    async fn drop_retired_slots(&self) -> sqlx::Result<()> {
         sqlx::query!("DELETE FROM turnmill.slots WHERE state = 'free' AND retire").execute(&self.pool).await?;
-        sqlx::query!("SELECT turnmill.recount_tenant(id) FROM turnmill.tenants WHERE running_max IS NOT NULL")
-            .fetch_all(&self.pool)
-            .await?;
-        self.sweep_workers().await
+        Ok(())
+    }
+
+    /// Of tenants with a limit, those whose counter looks wrong.
+    async fn recount_tenants(&self) -> sqlx::Result<()> {
+        sqlx::query!(
+            "SELECT turnmill.recount_tenant(t.id) FROM turnmill.tenants t
+             WHERE t.running_max IS NOT NULL
+               AND t.running <> (SELECT count(*) FROM turnmill.jobs j WHERE j.tenant_id = t.id AND j.state = 'leased')"
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(())
     }
 }
 

@@ -44,12 +44,12 @@ pub use jobs::{Claimed, PoolHooks, Taken};
 pub use listen::Wake;
 pub use next_attempt::NextAttempt;
 pub use pools::{Hold, Pool, PoolChange};
-pub use reconcile::{Correction, SlotView};
+pub use reconcile::Correction;
 pub use settle::{Retry, Settle};
 pub use slots::Releasing;
 pub use tenants::{Tenant, TenantChange};
 pub use turns::{BlockRow, Enqueue, Reading, Receipt, Seam, TurnRow};
-pub use workers::WorkerRow;
+pub use workers::{Renewal, WorkerRow};
 
 /// The migrations of the schema, in `migrations/`.
 pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!();

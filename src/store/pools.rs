@@ -29,6 +29,9 @@ pub struct Pool {
     pub reported: Option<i32>,
 }
 
+/// However long E2B asks us to wait.
+const HOLD_MAX: std::time::Duration = std::time::Duration::from_secs(600);
+
 /// Why nobody may create in a pool for a while.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hold {
@@ -146,23 +149,27 @@ impl Store {
         Ok(())
     }
 
-    /// E2B has said 429: nobody creates in the pool for a while. For capacity that is 1 s, then 2, up to 10, until a
-    /// create works again. Gives the pause.
+    /// E2B has said 429: nobody creates in the pool for a while, at most ten minutes. For capacity that is 1 s, then 2,
+    /// up to 10, until a create works again. Gives what is left of the pause.
     pub async fn hold_creates(&self, pool: &str, hold: Hold, chance: f64) -> sqlx::Result<std::time::Duration> {
         let (kind, least, account_cap) = match hold {
-            Hold::Rate(least) => ("rate", Some(least.as_secs_f64()), None),
+            Hold::Rate(least) => ("rate", Some(least.min(HOLD_MAX).as_secs_f64()), None),
             Hold::Capacity { account_cap } => ("capacity", None, account_cap),
         };
         let pause = sqlx::query_scalar!(
-            r#"WITH pause AS (
-                 SELECT pool, coalesce($3, least(10, 2 ^ least(capacity_hits, 4))) * (1 + $4::float8 / 4) AS seconds
-                 FROM turnmill.pool_states WHERE pool = $1)
+            // Locked before it is read: of refusals that come together only the first makes the pause longer.
+            r#"WITH pause AS MATERIALIZED (
+                 SELECT pool, creates_after <= clock_timestamp() AS first,
+                   coalesce($3, least(10, 2 ^ least(capacity_hits, 4))) * (1 + $4::float8 / 4) AS seconds
+                 FROM turnmill.pool_states WHERE pool = $1 FOR NO KEY UPDATE)
                UPDATE turnmill.pool_states q
-               SET creates_after = greatest(q.creates_after, clock_timestamp() + make_interval(secs => pause.seconds)), held_for = $2,
-                   capacity_hits = q.capacity_hits + CASE $2 WHEN 'capacity' THEN 1 ELSE 0 END,
+               SET creates_after = CASE WHEN pause.first OR $2 = 'rate'
+                     THEN greatest(q.creates_after, clock_timestamp() + make_interval(secs => pause.seconds)) ELSE q.creates_after END,
+                   held_for = $2,
+                   capacity_hits = q.capacity_hits + CASE WHEN $2 = 'capacity' AND pause.first THEN 1 ELSE 0 END,
                    account_cap = coalesce($5, q.account_cap)
                FROM pause WHERE q.pool = pause.pool
-               RETURNING pause.seconds AS "seconds!""#,
+               RETURNING greatest(extract(epoch FROM q.creates_after - clock_timestamp()), 0)::float8 AS "seconds!""#,
             pool,
             kind,
             least,

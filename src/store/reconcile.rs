@@ -1,23 +1,11 @@
 //! What the reconciler reads and writes: its duty, the slots, and what it has put right.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
 use super::Store;
-
-/// A slot that holds a sandbox, or may.
-#[derive(Debug, Clone)]
-pub struct SlotView {
-    /// The slot.
-    pub id: i64,
-    /// creating, busy, warm or releasing.
-    pub state: String,
-    /// The label of its sandbox.
-    pub nonce: String,
-    /// Its sandbox, once known.
-    pub sandbox_id: Option<String>,
-}
 
 /// Something that was found wrong.
 #[derive(Debug, Clone)]
@@ -48,12 +36,13 @@ impl Store {
         Ok(taken.rows_affected() > 0)
     }
 
-    /// All slots that hold a sandbox, or may. To be read *after* E2B was asked: the intent of every create is on
-    /// disk before E2B hears of it.
-    pub async fn slots_that_hold(&self) -> sqlx::Result<Vec<SlotView>> {
-        sqlx::query_as!(SlotView, r#"SELECT id, state, nonce AS "nonce!", sandbox_id FROM turnmill.slots WHERE state <> 'free'"#)
-            .fetch_all(&self.pool)
-            .await
+    /// Sandboxes and nonces that slots know. To be read *after* E2B was asked: the intent of every create is on disk
+    /// before E2B hears of it.
+    pub async fn known_to_slots(&self) -> sqlx::Result<HashSet<String>> {
+        let known = sqlx::query_scalar!(
+            r#"SELECT known AS "known!" FROM turnmill.slots, unnest(ARRAY[nonce, sandbox_id]) AS known WHERE known IS NOT NULL"#
+        );
+        Ok(known.fetch_all(&self.pool).await?.into_iter().collect())
     }
 
     /// Notes a sandbox that no slot knows; how long ago that was first noticed.
@@ -106,7 +95,6 @@ impl Store {
                released AS (
                  UPDATE turnmill.slots s SET state = 'releasing', epoch = nextval('turnmill.epochs'), due_at = clock_timestamp(), turn_id = NULL
                  FROM leaked WHERE s.id = leaked.id
-                   AND NOT EXISTS (SELECT FROM turnmill.jobs j WHERE j.turn_id = s.turn_id AND j.slot_id = s.id AND j.epoch = s.epoch)
                  RETURNING s.id, s.pool)
                INSERT INTO turnmill.corrections (kind, subject, pool, reason, done_at)
                SELECT 'leaked_slot', id::text, pool, 'held for a turn that has no job', clock_timestamp() FROM released

@@ -49,7 +49,7 @@ impl Store {
                UPDATE turnmill.attempts a SET sandbox_id = $3, sandbox_at = clock_timestamp() FROM job WHERE a.epoch = $2),
              room AS (  -- E2B has room again
                UPDATE turnmill.pool_states q SET capacity_hits = 0
-               FROM job JOIN turnmill.slots s ON s.id = job.slot_id WHERE q.pool = s.pool AND q.capacity_hits > 0)
+               FROM job JOIN turnmill.slots s ON s.id = job.slot_id WHERE q.pool = s.pool AND s.state = 'creating' AND q.capacity_hits > 0)
              UPDATE turnmill.slots s SET state = 'busy', sandbox_id = $3, sandbox_at = clock_timestamp()
              FROM job WHERE s.id = job.slot_id AND s.epoch = $2 AND s.state IN ('creating', 'busy')",
             job.turn_id,

@@ -25,6 +25,18 @@ pub struct WorkerRow {
     pub started_at: DateTime<Utc>,
 }
 
+/// What a renewal of the lease came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Renewal {
+    /// It was held all the time.
+    Extended,
+    /// It had run out, so others may have adopted the jobs, and is now new: the caller must have let go of everything
+    /// that it did under the old one.
+    Anew,
+    /// The database has another fleet's id now, or does not know this process: it must not act any more.
+    Refused,
+}
+
 impl Store {
     /// Makes the process known and gives it its first lease.
     pub async fn register_worker(&self, id: &str, lease: Duration, turns_max: i32, host: &str) -> sqlx::Result<()> {
@@ -44,26 +56,32 @@ impl Store {
         Ok(())
     }
 
-    /// Extends the lease. `false`: it had run out (others may have adopted the jobs) and is now new;
-    /// the caller must have let go of everything that it did under the old one.
-    pub async fn renew(&self, id: &str, lease: Duration) -> sqlx::Result<bool> {
+    /// Extends the lease, if the database still belongs to this fleet.
+    pub async fn renew(&self, id: &str, fleet_id: &str, lease: Duration) -> sqlx::Result<Renewal> {
         let held = sqlx::query_scalar!(
             r#"WITH before AS MATERIALIZED (
-                 SELECT id, lease_until > clock_timestamp() AS held FROM turnmill.workers WHERE id = $1 FOR NO KEY UPDATE)
+                 SELECT id, lease_until > clock_timestamp() AS held FROM turnmill.workers
+                 WHERE id = $1 AND EXISTS (SELECT FROM turnmill.fleet f WHERE f.id = $3) FOR NO KEY UPDATE)
                UPDATE turnmill.workers w
-               SET lease_until = clock_timestamp() + make_interval(secs => $2), heartbeat_at = clock_timestamp()
+               SET lease_until = clock_timestamp() + make_interval(secs => $2), heartbeat_at = clock_timestamp(), state = 'active'
                FROM before WHERE w.id = before.id
                RETURNING before.held AS "held!""#,
             id,
             lease.as_secs_f64(),
+            fleet_id,
         )
         .fetch_optional(&self.heartbeats)
         .await?;
-        Ok(held.unwrap_or(false))
+        Ok(match held {
+            Some(true) => Renewal::Extended,
+            Some(false) => Renewal::Anew,
+            None => Renewal::Refused,
+        })
     }
 
     /// Ends the lease now: whatever the process still has is adopted by others at once.
     pub async fn release_worker(&self, id: &str) -> sqlx::Result<()> {
+        sqlx::query!("UPDATE turnmill.duties SET lease_until = clock_timestamp() WHERE worker_id = $1", id).execute(&self.pool).await?;
         sqlx::query!(
             "UPDATE turnmill.workers SET lease_until = clock_timestamp(), released_at = clock_timestamp(), state = 'gone' WHERE id = $1",
             id

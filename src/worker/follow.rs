@@ -18,7 +18,7 @@ use tracing::{debug, info, warn};
 use super::Worker;
 use super::attempt::{LetGo, unless_fenced};
 use super::lines::{Line, Lines};
-use super::pulse::Pulse;
+use super::pulse::{Leeway, Pulse};
 use super::running::Cancel;
 use crate::agent::{Exit, Fold, Outcome};
 use crate::block::Block;
@@ -46,6 +46,8 @@ pub(super) async fn to_the_end(
 ) -> Result<Happened, LetGo> {
     let job = copier.job;
     let pulse = copier.pulse.clone();
+    // Until its first word the project's files come in.
+    pulse.beat(Leeway::More(Duration::from_secs(u64::try_from(job.hooks.prepare_timeout_s).unwrap_or(0))));
     let stopped: OnceLock<Happened> = OnceLock::new();
     let ended = tokio::select! {
         ended = copier.copy(sandbox, probe) => Some(ended?),
@@ -294,7 +296,7 @@ impl<'a> Copier<'a> {
                 Line::TooLong(bytes) => fold.oversized(bytes),
             });
         });
-        self.pulse.beat(self.fold.has_open_calls());
+        self.pulse.beat(if self.fold.may_be_silent() { Leeway::Endless } else { Leeway::None });
     }
 
     fn write(&mut self) {

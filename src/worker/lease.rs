@@ -6,9 +6,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::Worker;
+use crate::store::Renewal;
 
 /// One stretch of time in which the process holds its lease. Its token is cancelled when it ends; whatever
 /// acts for a turn stops then, without touching the sandbox.
@@ -69,10 +70,17 @@ pub(super) async fn keep(worker: Worker, stop: CancellationToken) {
     let mut deadline: Option<Instant> = None;
     loop {
         let sent = Instant::now();
-        let answer = timeout_at(deadline.unwrap_or(sent + settings.lease), worker.store.renew(&worker.id, settings.lease)).await;
+        let answer =
+            timeout_at(deadline.unwrap_or(sent + settings.lease), worker.store.renew(&worker.id, &worker.fleet_id, settings.lease)).await;
         let pause = match answer {
-            Ok(Ok(held)) => {
-                if !held && deadline.take().is_some() && worker.lease.end() {
+            Ok(Ok(Renewal::Refused)) => {
+                error!(worker.id = %worker.id, "This database is another fleet's now; worker {} ends and touches nothing", worker.id);
+                worker.lease.end();
+                stop.cancel();
+                break;
+            }
+            Ok(Ok(renewal)) => {
+                if renewal == Renewal::Anew && deadline.take().is_some() && worker.lease.end() {
                     warn!(worker.id = %worker.id, "Worker {} lost its lease and lets go of its turns", worker.id);
                 }
                 deadline = Some(sent + settings.lease - margin);

@@ -2,13 +2,14 @@
 //!
 //! E2B is asked first and the slots are read after: every create is on record before E2B hears of it, so a sandbox
 //! of this fleet that no slot knows is nobody's. Even so it is killed only when it has been nobody's for the grace.
-//! Absence from a list proves nothing; a list that fails decides nothing.
+//! Absence from a list proves nothing, so nothing follows from it: who has the turn of a sandbox that is gone finds out
+//! by itself. A list that fails decides nothing.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::{Worker, upkeep};
 use crate::e2b::ListedSandbox;
@@ -19,6 +20,7 @@ pub(super) async fn keep(worker: Worker, stop: CancellationToken) {
     let keep = async {
         loop {
             sleep(every.mul_f64(0.75 + rand::random::<f64>() / 2.0)).await;
+            let era = worker.lease.held().await;
             match worker.store.take_duty(&worker.id, every * 3).await {
                 Ok(true) => {}
                 Ok(false) => continue,
@@ -27,7 +29,8 @@ pub(super) async fn keep(worker: Worker, stop: CancellationToken) {
                     continue;
                 }
             }
-            if let Err(error) = once(&worker).await {
+            // Only under the lease, which is bound to the fleet's id as the sandboxes are.
+            if let Some(Err(error)) = era.run_until_cancelled(once(&worker)).await {
                 warn!(%error, "The slots could not be held against what E2B says: {error:#}");
             }
         }
@@ -40,11 +43,9 @@ async fn once(worker: &Worker) -> anyhow::Result<()> {
         warn!(slot.id = slot, "Slot {slot} was held for a turn that has no job; it is released");
     }
     let listed = worker.e2b.list(&[("turnmill_fleet", &*worker.fleet_id)]).await?;
-    let slots = worker.store.slots_that_hold().await?;
-    let known: HashSet<&str> = slots.iter().flat_map(|slot| [Some(slot.nonce.as_str()), slot.sandbox_id.as_deref()]).flatten().collect();
+    let known = worker.store.known_to_slots().await?;
     for sandbox in &listed {
-        let nonce = label(sandbox, "turnmill_nonce");
-        if !known.contains(sandbox.id.as_str()) && !known.contains(nonce) {
+        if !known.contains(&sandbox.id) && !known.contains(label(sandbox, "turnmill_nonce")) {
             orphan(worker, sandbox).await?;
         }
     }
@@ -56,7 +57,7 @@ async fn once(worker: &Worker) -> anyhow::Result<()> {
     }
     let (pools, counts): (Vec<String>, Vec<i32>) = running.into_iter().unzip();
     worker.store.note_reported(&pools, &counts).await?;
-    missing(worker, &listed).await
+    Ok(())
 }
 
 fn label<'a>(sandbox: &'a ListedSandbox, name: &str) -> &'a str {
@@ -69,20 +70,6 @@ async fn orphan(worker: &Worker, sandbox: &ListedSandbox) -> anyhow::Result<()> 
     if since >= worker.config.worker.orphan_grace && upkeep::kill(worker, &sandbox.id).await {
         worker.store.orphan_killed(&sandbox.id).await?;
         warn!(sandbox.id = %sandbox.id, "Sandbox {} was nobody's for {since:?} and is killed: {reason}", sandbox.id);
-    }
-    Ok(())
-}
-
-/// A busy slot's sandbox that E2B does not list: asked for by id, since a list may lag. Whoever has the turn finds
-/// out by itself; this is for the log.
-async fn missing(worker: &Worker, listed: &[ListedSandbox]) -> anyhow::Result<()> {
-    let listed: HashSet<&str> = listed.iter().map(|sandbox| sandbox.id.as_str()).collect();
-    // Read anew: what was released meanwhile is not missing.
-    for slot in worker.store.slots_that_hold().await?.iter().filter(|slot| slot.state == "busy") {
-        let Some(id) = slot.sandbox_id.as_deref().filter(|id| !listed.contains(id)) else { continue };
-        if worker.e2b.get(id).await?.is_none() {
-            info!(sandbox.id = id, slot.id = slot.id, "Sandbox {id} of slot {} is gone; whoever has its turn will notice", slot.id);
-        }
     }
     Ok(())
 }

@@ -67,8 +67,7 @@ pub(super) async fn tidy(worker: Worker, stop: CancellationToken) {
         loop {
             sleep(TIDY.mul_f64(0.75 + rand::random::<f64>() / 2.0)).await;
             if let Err(error) = worker.store.tidy().await {
-                debug!(%error, "Could not tidy the queue");
-                continue;
+                warn!(%error, "The queue could not be tidied whole");
             }
             match worker.store.due_releases(RELEASES_MAX, RELEASE_HOLD).await {
                 Ok(due) => {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use sqlx::PgPool;
-use turnmill::store::{Enqueue, Hold, PoolChange, TenantChange};
+use turnmill::store::{Enqueue, Hold, PoolChange, Renewal, TenantChange};
 use turnmill::turn::Ending;
 
 use crate::harness::{Claimer, Fleet, PATIENCE, settle_and_free};
@@ -184,17 +184,22 @@ async fn after_a_429_nobody_creates_in_the_pool_for_a_while_and_the_reason_is_to
 
     // Capacity: one second, then two, up to ten, until a create works.
     fleet.sql("UPDATE turnmill.pool_states SET creates_after = clock_timestamp() WHERE pool = $1", "default").await;
+    let over = "UPDATE turnmill.pool_states SET creates_after = clock_timestamp() WHERE pool = $1";
+    let refused =
+        async || fleet.store.hold_creates("default", Hold::Capacity { account_cap: Some(20) }, 0.0).await.unwrap().as_secs_f64().round();
     let mut pauses = Vec::new();
     for _ in 0..6 {
-        pauses.push(fleet.store.hold_creates("default", Hold::Capacity { account_cap: Some(20) }, 0.0).await.unwrap().as_secs());
+        fleet.sql(over, "default").await;
+        pauses.push(refused().await);
+        assert_eq!(refused().await.to_bits(), pauses[pauses.len() - 1].to_bits(), "refusals that come together are one");
     }
-    assert_eq!(pauses, [1, 2, 4, 8, 10, 10]);
+    assert_eq!(pauses, [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]);
     assert_eq!(wait_reason(&fleet, &turn).await.as_deref(), Some("no_slot"));
     assert_eq!(fleet.store.pools().await.unwrap()[0].account_cap, Some(20));
     fleet.sql("UPDATE turnmill.pool_states SET creates_after = clock_timestamp() WHERE pool = $1", "default").await;
     let job = worker.claim_one().await;
     fleet.store.sandbox_ready(&job, "sandbox").await.unwrap().unwrap();
-    assert_eq!(fleet.store.hold_creates("default", Hold::Capacity { account_cap: None }, 0.0).await.unwrap().as_secs(), 1);
+    assert_eq!(refused().await.to_bits(), 1f64.to_bits(), "a create has worked");
 }
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
@@ -218,7 +223,7 @@ async fn a_web_app_that_sits_on_a_row_holds_up_that_turn_alone(pool: PgPool) {
     let both = [first.append_of(0, 5, &["a"]), claimed[0].append_of(0, 5, &["a"])];
     let answers = tokio::time::timeout(PATIENCE / 4, fleet.store.append(&both)).await.expect("it does not wait for the web app");
     assert_eq!(answers.unwrap(), [Answer::Locked, Answer::Done]);
-    assert!(fleet.store.renew("a", Duration::from_secs(30)).await.unwrap());
+    assert_eq!(fleet.renew("a").await, Renewal::Extended);
     let settle = turnmill::store::Settle { journal_offset: 5, ..ending(Ending::Completed) };
     fleet.store.settle(&claimed[0], &settle, Duration::from_secs(30)).await.unwrap().unwrap();
     web_app.commit().await.unwrap();
@@ -236,4 +241,66 @@ async fn equal_tenants_take_turns(pool: PgPool) {
     let _holds = worker.claim(1).await;
     let taken = turn_over(&fleet, &worker, 10).await;
     assert_eq!(taken, HashMap::from([("two".to_owned(), 10)]), "while one of the first runs, the others are the second's");
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn turns_without_a_tenant_share_as_one_tenant_does(pool: PgPool) {
+    let fleet = Fleet::new(pool);
+    fleet.cap("default", 3).await;
+    let worker = fleet.worker("a").await;
+    for _ in 0..30 {
+        enqueue_for(&fleet, None, 0).await;
+    }
+    let running = worker.claim(3).await;
+    backlog(&fleet, "late", 30).await;
+    settle_and_free(&fleet.store, &running[0], Ending::Completed).await;
+    let taken = turn_over(&fleet, &worker, 10).await;
+    assert_eq!(taken, HashMap::from([("late".to_owned(), 10)]), "the others have two running");
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn a_limit_holds_over_all_pools_and_past_rows_that_somebody_sits_on(pool: PgPool) {
+    let fleet = Fleet::new(pool);
+    for name in ["default", "other"] {
+        fleet.cap(name, 20).await;
+    }
+    fleet.store.set_tenant("capped", TenantChange { running_max: Some(Some(2)), ..TenantChange::default() }).await.unwrap();
+    let mut turns = Vec::new();
+    for name in ["default", "other", "default", "other", "default"] {
+        let turn = Enqueue {
+            prompt: "x".to_owned(),
+            project_id: Some("p1".to_owned()),
+            tenant_id: Some("capped".to_owned()),
+            pool: Some(name.to_owned()),
+            ..Enqueue::default()
+        };
+        turns.push(fleet.store.enqueue(&turn).await.unwrap().turn_id.unwrap());
+    }
+    // A web app that is about to cancel the oldest two.
+    let mut web_app = fleet.pool.begin().await.unwrap();
+    for turn in &turns[..2] {
+        sqlx::query("SELECT turnmill.cancel_turn($1)").bind(turn).execute(&mut *web_app).await.unwrap();
+    }
+    let claimed: Vec<_> = fleet.worker("a").await.claim(10).await.into_iter().map(|job| job.turn_id).collect();
+    assert_eq!(claimed.iter().collect::<std::collections::HashSet<_>>(), turns[2..4].iter().collect(), "the next two, and no more");
+    web_app.commit().await.unwrap();
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn who_sits_on_a_tenant_s_row_stops_neither_its_turns_ends_nor_the_tidying(pool: PgPool) {
+    let fleet = Fleet::new(pool);
+    fleet.store.set_tenant("capped", TenantChange { running_max: Some(Some(2)), ..TenantChange::default() }).await.unwrap();
+    enqueue_for(&fleet, Some("capped"), 0).await;
+    let job = fleet.worker("a").await.claim_one().await;
+    let mut operator = fleet.pool.begin().await.unwrap();
+    sqlx::query("SELECT turnmill.set_tenant('capped', 2.0)").execute(&mut *operator).await.unwrap();
+    let ends = async {
+        settle_and_free(&fleet.store, &job, Ending::Completed).await;
+        fleet.store.tidy().await.unwrap();
+    };
+    tokio::time::timeout(PATIENCE / 4, ends).await.expect("nobody waits for the operator");
+    operator.commit().await.unwrap();
+    fleet.store.tidy().await.unwrap();
+    let running: i32 = sqlx::query_scalar("SELECT running FROM turnmill.tenants").fetch_one(&fleet.pool).await.unwrap();
+    assert_eq!(running, 0, "counted anew");
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sqlx::PgPool;
-use turnmill::store::{Answer, Fenced, Retry};
+use turnmill::store::{Answer, Fenced, Renewal, Retry};
 use turnmill::turn::{Ending, TurnError};
 
 use crate::harness::{Fleet, Holding as _, append, ending};
@@ -91,10 +91,10 @@ async fn a_turn_that_has_ended_never_changes_again(pool: PgPool) {
 async fn a_renewal_that_came_too_late_says_so(pool: PgPool) {
     let fleet = Fleet::new(pool);
     fleet.worker("a").await;
-    assert!(fleet.store.renew("a", Duration::from_secs(30)).await.unwrap());
+    assert_eq!(fleet.renew("a").await, Renewal::Extended);
     fleet.let_lease_expire("a").await;
-    assert!(!fleet.store.renew("a", Duration::from_secs(30)).await.unwrap(), "others may have its turns");
-    assert!(fleet.store.renew("a", Duration::from_secs(30)).await.unwrap(), "and it may begin anew");
+    assert_eq!(fleet.renew("a").await, Renewal::Anew, "others may have its turns");
+    assert_eq!(fleet.renew("a").await, Renewal::Extended, "and it may begin anew");
 }
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]

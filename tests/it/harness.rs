@@ -16,7 +16,7 @@ use turnmill::e2b;
 use turnmill::keys::Credentials;
 use turnmill::local::e2b as local;
 use turnmill::local::postgres::passable_tempdir;
-use turnmill::store::{self, Answer, Append, Claimed, Enqueue, PoolChange, Reading, Receipt, Settle, Store, TurnRow};
+use turnmill::store::{self, Answer, Append, Claimed, Enqueue, PoolChange, Reading, Receipt, Renewal, Settle, Store, TurnRow};
 use turnmill::turn::{Ending, TurnError};
 use turnmill::worker::Worker;
 
@@ -104,6 +104,10 @@ impl Fleet {
     pub async fn worker(&self, name: &'static str) -> Claimer {
         self.store.register_worker(name, Duration::from_secs(30), 10, "test").await.unwrap();
         Claimer { store: self.store.clone(), name }
+    }
+
+    pub async fn renew(&self, worker: &str) -> Renewal {
+        renew(&self.store, worker, Duration::from_secs(30)).await
     }
 
     /// Ages the lease instead of waiting for it.
@@ -196,6 +200,12 @@ impl From<Receipt> for Enqueued {
         let turn_id = receipt.turn_id.expect("the turn is taken");
         Self { turn_id, waits_for: receipt.waits_for }
     }
+}
+
+/// Renews a lease, as that worker's process does.
+pub async fn renew(store: &Store, worker: &str, lease: Duration) -> Renewal {
+    let fleet = store.fleet().await.unwrap().id;
+    store.renew(worker, &fleet, lease).await.unwrap()
 }
 
 /// Journal lines → blocks as `[type, content]`.
@@ -410,6 +420,11 @@ impl RunningWorker {
         let stop = CancellationToken::new();
         let running = tokio::spawn(worker.run(stop.clone()));
         Self { stop, running }
+    }
+
+    /// Waits until it ends by itself.
+    pub async fn ended(self) {
+        self.running.await.unwrap().unwrap();
     }
 
     /// In order, as a deploy does.

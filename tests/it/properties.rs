@@ -9,10 +9,10 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 use serde_json::Value;
 use sqlx::PgPool;
-use turnmill::store::{Answer, Claimed, Enqueue, NextAttempt, Retry, Settle};
+use turnmill::store::{Answer, Claimed, Enqueue, NextAttempt, Renewal, Retry, Settle};
 use turnmill::turn::{Ending, TurnError};
 
-use crate::harness::{Fleet, Holding as _, append, ending};
+use crate::harness::{Fleet, Holding as _, append, ending, renew};
 use crate::reference::{Outcome, Reference};
 
 const CASES: u32 = 40;
@@ -145,7 +145,7 @@ async fn carry_out(fleet: &Fleet, act: &Act, claims: &mut Vec<Claimed>, referenc
             reference.nothing()
         }
         Act::Renew { worker } => {
-            let held = store.renew(WORKERS[worker], SOME_TIME).await.unwrap();
+            let held = renew(&store, WORKERS[worker], SOME_TIME).await == Renewal::Extended;
             reference.renew(worker);
             Outcome::Done(held)
         }
@@ -246,7 +246,7 @@ impl Fleet {
         self.cap("default", 2).await;
         for worker in WORKERS {
             self.worker(worker).await;
-            self.store.renew(worker, SOME_TIME).await.unwrap();
+            renew(&self.store, worker, SOME_TIME).await;
         }
     }
 

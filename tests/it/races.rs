@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use turnmill::store::{Claimed, Settle, Store};
 use turnmill::turn::Ending;
 
-use crate::harness::{Claimer, Fleet, PATIENCE, ending};
+use crate::harness::{Claimer, Fleet, PATIENCE, ending, renew};
 
 /// What a racer did, in its own words.
 pub type Outcome = String;
@@ -200,7 +200,7 @@ impl Track {
     /// A worker with a lease.
     pub async fn fresh(&self, name: &'static str) -> Claimer {
         let worker = self.fleet.worker(name).await;
-        self.fleet.store.renew(name, PATIENCE).await.unwrap();
+        renew(&self.fleet.store, name, PATIENCE).await;
         worker
     }
 

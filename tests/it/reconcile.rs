@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 use sqlx::PgPool;
 use turnmill::e2b::ApiVersion;
+use turnmill::store::Renewal;
 
 use crate::end_to_end::mock;
 use crate::harness::{Fleet, LocalE2b, Running, RunningWorker, config, until, use_mock};
@@ -84,6 +85,8 @@ async fn two_fleets_and_a_copy_of_one_s_database_touch_only_their_own_sandboxes(
     let turn = fleet.enqueue("/mock hang").await.turn_id;
     fleet.has_blocks(&turn, 2).await;
     let sandbox = e2b.client().list(&[]).await.unwrap().remove(0);
+    let refused = fleet.store.fork_fleet("staging").await.unwrap_err().to_string();
+    assert!(refused.contains("1 workers run on this database; stop them first"), "{refused}");
     original.stop().await;
 
     // The copy gets an identity of its own, starts its turns over, and lets the original's sandbox be.
@@ -128,11 +131,11 @@ async fn a_turn_whose_taking_kills_workers_is_poisoned_but_hand_overs_and_outage
     for (nth, name) in ["a", "b", "c", "d"].into_iter().enumerate() {
         let worker = fleet.worker(name).await;
         let job = worker.claim_one().await;
-        assert_eq!((&job.turn_id, job.crashes), (&turn, i64::try_from(nth).unwrap()), "one more has died");
+        assert_eq!((&job.turn_id, job.crashes), (&turn, i32::try_from(nth).unwrap()), "one more has died");
         dies(&fleet, name).await;
     }
     // One of them was only cut off, and is back; another handed over; a third lived long with the turn before it died.
-    fleet.store.renew("a", Duration::from_secs(30)).await.unwrap();
+    fleet.renew("a").await;
     // And died of something else, after it had let go of the turn.
     let earlier = "UPDATE turnmill.attempts SET taken_at = taken_at - interval '41 seconds', ended_at = ended_at - interval '40 seconds' WHERE worker_id = $1";
     fleet.sql(earlier, "a").await;
@@ -152,4 +155,45 @@ async fn a_turn_whose_taking_kills_workers_is_poisoned_but_hand_overs_and_outage
     assert!(e2b.acts("create").await.is_empty(), "nothing was tried");
     worker.stop().await;
     e2b.stop().await;
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn a_worker_that_slept_through_the_fork_of_its_fleet_ends_and_touches_nothing(pool: PgPool) {
+    let fleet = Fleet::new(pool);
+    let us = fleet.store.fleet().await.unwrap().id;
+    fleet.worker("sleeper").await;
+    fleet.let_lease_expire("sleeper").await;
+    fleet.store.fork_fleet("staging").await.unwrap();
+    assert_eq!(fleet.store.renew("sleeper", &us, Duration::from_secs(30)).await.unwrap(), Renewal::Refused);
+
+    // The whole process: it was running when somebody forked by hand.
+    let e2b = LocalE2b::start().await;
+    let mut config = config(&e2b.url);
+    "staging".clone_into(&mut config.fleet);
+    let worker = RunningWorker::with(&fleet, config).await;
+    until("it is there", || async { fleet.store.workers().await.unwrap().iter().any(|row| row.alive).then_some(()) }).await;
+    fleet.sql("UPDATE turnmill.fleet SET id = $1", "fleet_other").await;
+    worker.ended().await;
+    e2b.stop().await;
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn turns_that_two_workers_died_with_are_taken_one_at_a_time(pool: PgPool) {
+    let fleet = Fleet::new(pool);
+    for _ in 0..3 {
+        fleet.enqueue("x").await;
+    }
+    for name in ["a", "b"] {
+        assert_eq!(fleet.worker(name).await.claim(5).await.len(), 3);
+        dies(&fleet, name).await;
+    }
+    fleet.enqueue("innocent").await;
+    let heir = fleet.worker("c").await;
+    let taken = heir.claim(5).await;
+    assert_eq!(taken.iter().filter(|job| job.crashes == 2).count(), 1, "one suspect");
+    assert_eq!(taken.len(), 2, "and who has done nothing");
+    assert_eq!(heir.claim(5).await.len(), 0, "not while the suspect is fresh");
+    assert_eq!(fleet.worker("d").await.claim(5).await.len(), 1, "but another worker takes the next");
+    fleet.sql("UPDATE turnmill.attempts SET taken_at = taken_at - interval '2 minutes' WHERE worker_id = $1", "c").await;
+    assert_eq!(heir.claim(5).await.len(), 1, "it has lived with it for a while");
 }

@@ -283,7 +283,8 @@ async fn a_deadline_kills_unless_it_is_moved() {
     until("its time is over", || async { client.get(&short.id).await.unwrap().is_none().then_some(()) }).await;
     assert_eq!(client.envd(&short).run(&bash("true"), SOON).await.unwrap_err(), EnvdError::Gone);
     assert!(client.get(&moved.id).await.unwrap().is_some());
-    assert_eq!(e2b.acts("kill").await[0]["detail"]["why"], "timeout");
+    let killed = until("it is in the ledger", || async { e2b.acts("kill").await.pop() }).await;
+    assert_eq!(killed["detail"]["why"], "timeout");
     e2b.stop().await;
 }
 

@@ -13,7 +13,7 @@ use turnmill::local::postgres::passable_tempdir;
 use turnmill::store::{Answer, Claimed, Fenced, NextAttempt, Position, Retry, Settle, Store};
 use turnmill::turn::{Ending, TurnError};
 
-use crate::harness::{Fleet, Holding as _, append, ending};
+use crate::harness::{Fleet, Holding as _, append, ending, renew};
 
 const SOME_TIME: Duration = Duration::from_secs(30);
 
@@ -123,7 +123,7 @@ impl Fleet {
         let session = self.turn(&turn.turn_id).await.session_id;
         self.enqueue_in("next", Some(&session)).await;
         let (zombie, other) = (self.worker("zombie").await, self.worker("other").await);
-        self.store.renew("zombie", SOME_TIME).await.unwrap();
+        renew(&self.store, "zombie", SOME_TIME).await;
         let mut lost = zombie.claim_one().await;
         self.store.create_asked(&lost).await.unwrap().unwrap();
         if has_sandbox {
