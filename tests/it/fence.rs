@@ -109,3 +109,29 @@ async fn only_one_of_many_frees_a_slot(pool: PgPool) {
     assert_eq!(fleet.store.slot_freed(due[0].slot_id, due[0].epoch).await.unwrap(), Ok(()));
     assert_eq!(fleet.store.slots_held().await.unwrap(), 0);
 }
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn who_is_dropped_while_a_transaction_begins_takes_nobody_s_later_writes_with_him(pool: PgPool) {
+    // One connection: whoever comes next gets the one that was given up.
+    let one = sqlx::postgres::PgPoolOptions::new().max_connections(1).connect_with((*pool.connect_options()).clone()).await.unwrap();
+    let fleet = Fleet::new(one.clone());
+    let job = {
+        fleet.enqueue("hi").await;
+        fleet.worker("a").await.claim_one().await
+    };
+    let ended = turnmill::store::Settle { journal_offset: 7, ..ending(Ending::Completed) };
+    for steps in 0..8 {
+        // Refused in the end, as its offset is wrong; but dropped before, a round trip later each time.
+        let mut settling = Box::pin(fleet.store.settle(&job, &ended, Duration::ZERO));
+        for _ in 0..steps {
+            if futures::poll!(&mut settling).is_ready() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        drop(settling);
+        // In a transaction of its own, a statement begins when its transaction does.
+        let row = sqlx::Executor::fetch_one(&one, sqlx::raw_sql("SELECT now() = statement_timestamp()")).await.unwrap();
+        assert!(sqlx::Row::get::<bool, _>(&row, 0), "dropped at step {steps} it left a transaction open");
+    }
+}
