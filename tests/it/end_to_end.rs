@@ -120,6 +120,17 @@ async fn a_create_whose_answer_is_lost_makes_one_sandbox_and_a_refused_one_is_tr
 }
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn a_create_whose_answer_is_lost_and_that_is_refused_when_asked_again_leaves_no_sandbox(pool: PgPool) {
+    let all = Running::start(pool).await;
+    let refused = json!({ "on": "create", "times": 2, "status": 503, "error_code": "sandbox_capacity_unavailable", "message": "no room" });
+    // Made, unseen; and the other tries of this claim are definite refusals.
+    all.e2b.faults(json!([{ "on": "create", "lose_answer": true }, refused])).await;
+    let turn = all.fleet.enqueue("/mock noop").await;
+    assert_eq!(all.fleet.ended(&turn.turn_id).await.status, "completed");
+    all.stop().await;
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
 async fn start_ups_that_never_work_fail_the_turn_after_the_last_try_and_say_why(pool: PgPool) {
     let all = Running::with(pool, |config| config.retry.startup_tries = 2).await;
     all.e2b
