@@ -20,10 +20,6 @@ const RELEASE_HOLD: Duration = Duration::from_secs(10);
 /// Releases of one round.
 const RELEASES_MAX: i64 = 50;
 
-/// After this long a create that was sent has either made a sandbox that E2B lists, or never will: E2B gives
-/// up a create after 70 s.
-const CREATE_SETTLED: Duration = Duration::from_secs(120);
-
 /// Wakes the claimer on NOTIFY. Polling goes on regardless, so a lost connection costs only latency.
 pub(super) async fn listen(worker: Worker, stop: CancellationToken) {
     let hear = async {
@@ -118,7 +114,10 @@ async fn search(worker: &Worker, slot: &Releasing, since: Duration) -> bool {
                 info!(sandbox.id = %sandbox.id, slot.id = slot.slot_id, "Sandbox {} was created unseen and is killed", sandbox.id);
                 all_gone &= kill(worker, &sandbox.id).await;
             }
-            all_gone && (!found.is_empty() || since > CREATE_SETTLED)
+            // After this long a create that was sent has either made a sandbox that E2B lists, or never will: two
+            // minutes with the default deadline, which is longer than E2B itself tries.
+            let settled = worker.config.worker.create_deadline * 4 / 3;
+            all_gone && (!found.is_empty() || since > settled)
         }
         Err(error) => {
             debug!(slot.id = slot.slot_id, %error, "E2B can't be asked for the sandbox of slot {}", slot.slot_id);
