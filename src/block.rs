@@ -46,6 +46,12 @@ impl Block {
         Self { kind, content, parent_tool_use_id: None, source_uuid: None }
     }
 
+    /// The end of a call that never got a result.
+    pub fn lost_call(tool_use_id: &str, parent_tool_use_id: Option<String>, why: &str) -> Self {
+        let content = json!({ "tool_use_id": tool_use_id, "result": "", "error": why, "kind": "lost" });
+        Self { parent_tool_use_id, ..Self::new(BlockKind::ToolResult, content) }
+    }
+
     /// What went wrong, for clients that only watch blocks.
     pub fn error(code: &str, message: &str) -> Self {
         Self::new(BlockKind::Content, json!({ "text": message, "kind": "error", "code": code }))

@@ -83,13 +83,7 @@ impl Fold {
 
     /// An end for each call that has none, for a turn that is over.
     pub fn dangling(&self, why: &str) -> Vec<Block> {
-        self.open_calls
-            .iter()
-            .map(|(id, parent)| {
-                let content = json!({ "tool_use_id": id, "result": "", "error": why, "kind": "lost" });
-                Block { parent_tool_use_id: parent.clone(), ..Block::new(BlockKind::ToolResult, content) }
-            })
-            .collect()
+        self.open_calls.iter().map(|(id, parent)| Block::lost_call(id, parent.clone(), why)).collect()
     }
 
     /// How the attempt ended. Only when all of its lines were fed.

@@ -1,6 +1,6 @@
 //! The fenced group append: blocks and journal offset of many turns in one statement.
 
-use super::Store;
+use super::{Claimed, Store};
 use crate::block::Block;
 
 /// What one turn wants committed: the blocks that the journal's bytes `from_offset..to_offset` made.
@@ -107,6 +107,25 @@ impl Store {
             Err(error) if super::is_data_error(&error) => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// The calls that this attempt's blocks leave without a result, in order, each with its parent: also for a worker
+    /// that has not read the journal they came from.
+    pub async fn open_calls(&self, job: &Claimed) -> sqlx::Result<Vec<(String, Option<String>)>> {
+        let rows = sqlx::query!(
+            r#"SELECT c.content ->> 'tool_use_id' AS "id!", c.parent_tool_use_id
+               FROM turnmill.blocks c
+               WHERE c.turn_id = $1 AND c.attempt = $2 AND c.type = 'tool_use' AND NOT EXISTS (
+                 SELECT FROM turnmill.blocks r
+                 WHERE r.turn_id = $1 AND r.attempt = $2 AND r.type = 'tool_result'
+                   AND r.content ->> 'tool_use_id' = c.content ->> 'tool_use_id')
+               ORDER BY c.seq"#,
+            job.turn_id,
+            job.attempt,
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(rows.into_iter().map(|r| (r.id, r.parent_tool_use_id)).collect())
     }
 
     /// Where the job of a turn stands; `None` when it has ended or waits.

@@ -174,7 +174,7 @@ async fn end(
     let outcome = copier.outcome_of(happened);
     let settle = Settle {
         ending,
-        blocks: last_blocks(copier, ending, error.as_ref()),
+        blocks: last_blocks(worker, job, ending, error.as_ref()).await?,
         journal_offset: copier.committed(),
         usage: outcome.as_ref().and_then(|o| o.usage.clone()),
         cost_usd: outcome.as_ref().and_then(|o| o.cost_usd),
@@ -187,16 +187,19 @@ async fn end(
 }
 
 /// What no journal line said: the end of calls that never ended, and the error, for clients that watch blocks only.
-fn last_blocks(copier: &Copier<'_>, ending: Ending, error: Option<&TurnError>) -> Vec<Block> {
-    let mut blocks = match ending {
-        Ending::Completed => Vec::new(),
-        Ending::Failed => copier.dangling("the turn failed before this call returned"),
-        Ending::Cancelled => copier.dangling("the turn was cancelled before this call returned"),
+/// By the blocks, not by the journal: who adopts a turn that is to end may never get to read that.
+async fn last_blocks(worker: &Worker, job: &Claimed, ending: Ending, error: Option<&TurnError>) -> Result<Vec<Block>, LetGo> {
+    let why = match ending {
+        Ending::Completed => return Ok(Vec::new()),
+        Ending::Failed => "the turn failed before this call returned",
+        Ending::Cancelled => "the turn was cancelled before this call returned",
     };
+    let open = persist_free(|| worker.store.open_calls(job)).await?;
+    let mut blocks: Vec<Block> = open.into_iter().map(|(id, parent)| Block::lost_call(&id, parent, why)).collect();
     if let (Ending::Failed, Some(error)) = (ending, error) {
         blocks.push(Block::error(&error.code, &error.message));
     }
-    blocks
+    Ok(blocks)
 }
 
 /// The agent's command line, environment and input. The prompt is in the input only.

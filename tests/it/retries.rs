@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use sqlx::PgPool;
 
 use crate::harness::{Running, RunningWorker, starts_in, until};
@@ -84,4 +84,20 @@ async fn whoever_adopts_a_turn_between_two_attempts_starts_the_next(pool: PgPool
     all.fleet.no_slot_held().await;
     second.stop().await;
     all.e2b.stop().await;
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn who_adopts_a_cancelled_turn_ends_its_open_calls_though_he_never_read_its_journal(pool: PgPool) {
+    let Running { fleet, e2b, worker } = Running::start(pool).await;
+    let turn = fleet.enqueue("/mock hang").await.turn_id;
+    fleet.has_blocks(&turn, 2).await;
+    worker.stop().await;
+    fleet.store.cancel(&turn, None).await.unwrap();
+    // The next one is still looking for the sandbox when it hears of it.
+    e2b.faults(json!([{ "on": "get", "delay_ms": 5000 }])).await;
+    let worker = RunningWorker::start(&fleet, &e2b.url).await;
+    assert_eq!(fleet.ended(&turn).await.status, "cancelled");
+    let blocks = fleet.blocks(&turn).await;
+    assert_eq!((blocks.len(), &blocks[2][1]["kind"], &blocks[2][1]["tool_use_id"]), (3, &json!("lost"), &blocks[1][1]["tool_use_id"]));
+    Running { fleet, e2b, worker }.stop().await;
 }
