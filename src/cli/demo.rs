@@ -223,7 +223,8 @@ impl Stage {
     /// A line for each start of the agent, by its own account.
     fn agent_starts(&self) -> anyhow::Result<Vec<Value>> {
         let text = std::fs::read_to_string(ledger(self.home.path()))?;
-        text.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+        let all = text.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
+        Ok(all.into_iter().filter(|act| act["act"] == "start").collect())
     }
 
     async fn live_sandboxes(&self) -> anyhow::Result<usize> {

@@ -349,7 +349,7 @@ pub fn sweep(dir: &Path) {
     }
 }
 
-/// A file into which every start of an agent is noted, whoever its user is.
+/// A file into which every start and end of an agent is noted, whoever its user is.
 pub fn agent_ledger(dir: &Path) -> PathBuf {
     let path = dir.join("agent-starts.jsonl");
     let file = std::fs::File::options().create(true).append(true).open(&path).unwrap();
@@ -358,7 +358,7 @@ pub fn agent_ledger(dir: &Path) -> PathBuf {
 }
 
 pub fn starts_in(ledger: &Path) -> usize {
-    std::fs::read_to_string(ledger).unwrap().lines().count()
+    std::fs::read_to_string(ledger).unwrap().lines().filter(|line| line.contains(r#""act":"start""#)).count()
 }
 
 pub fn client(url: &str) -> e2b::Client {

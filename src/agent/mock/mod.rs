@@ -27,7 +27,9 @@ pub fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
             let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
                 return fail("can't start its runtime");
             };
-            runtime.block_on(perform(&script, &message, memory))
+            let code = runtime.block_on(perform(&script, &message, memory));
+            drop(note("end", &message, json!({})));
+            code
         }
         Err(error) => fail(&format!("{error:#}")),
     }
@@ -90,16 +92,30 @@ fn prepare(args: impl Iterator<Item = OsString>) -> anyhow::Result<(Script, Mess
     let name =
         given.or_else(|| script_in(prompt)).or_else(|| std::env::var("TURNMILL_MOCK_SCRIPT").ok()).unwrap_or_else(|| "default".to_owned());
     let message = Message { uuid: event["uuid"].as_str().unwrap_or("00000000-0000-0000-0000-000000000000").to_owned() };
-    note_start(&message)?;
+    let resumes = args.iter().any(|arg| arg.starts_with("--resume="));
+    // Its journal is its standard output: the path says which attempt this is.
+    let journal = std::fs::read_link("/proc/self/fd/1").ok();
+    note("start", &message, json!({ "resumes": resumes, "sandbox": std::env::var("E2B_SANDBOX_ID").ok(), "journal": journal }))?;
     Ok((Script::find(name.trim())?, message, Memory::open(&args)?))
 }
 
-/// One line per start in `TURNMILL_MOCK_LEDGER`: how tests and the demo count them.
-fn note_start(message: &Message) -> anyhow::Result<()> {
+/// One line per start, and one per end that is not a SIGKILL, in `TURNMILL_MOCK_LEDGER`: how tests and the demo know
+/// what ran, whatever the database says.
+fn note(act: &str, message: &Message, detail: Value) -> anyhow::Result<()> {
     let Some(path) = std::env::var_os("TURNMILL_MOCK_LEDGER") else { return Ok(()) };
-    let line = json!({ "pid": std::process::id(), "message_uuid": message.uuid });
+    let mut line = json!({ "act": act, "at_ms": now_ms(), "pid": std::process::id(), "message_uuid": message.uuid });
+    for (key, value) in detail.as_object().into_iter().flatten() {
+        line[key] = value.clone();
+    }
     let mut ledger = std::fs::File::options().create(true).append(true).open(path)?;
     Ok(ledger.write_all(format!("{line}\n").as_bytes())?)
+}
+
+/// Milliseconds since 1970.
+#[expect(clippy::disallowed_methods, reason = "a note for people and tests, which decides nothing")]
+fn now_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 async fn perform(script: &Script, message: &Message, mut memory: Memory) -> ExitCode {

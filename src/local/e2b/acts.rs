@@ -65,6 +65,16 @@ pub(super) struct Fault {
     stall_after_ms: Option<u64>,
 }
 
+impl Fault {
+    /// For the ledger.
+    fn described(&self) -> Value {
+        json!({
+            "on": self.on, "status": self.status, "retry_after": self.retry_after, "delay_ms": self.delay_ms,
+            "lose_answer": self.lose_answer, "cut_after_ms": self.cut_after_ms, "stall_after_ms": self.stall_after_ms,
+        })
+    }
+}
+
 /// What goes wrong with a process's stream.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum StreamFault {
@@ -85,7 +95,15 @@ fn once() -> u32 {
 }
 
 impl Acts {
-    /// Appends to the ledger of earlier servers on this directory.
+    /// Appends to the ledger of earlier servers on this directory. What it can hold without a gap:
+    ///
+    /// | act | when |
+    /// | --- | --- |
+    /// | `boot` | a server begins, and which sandboxes it finds: those of before that it does not find are gone |
+    /// | `create`, `kill` | a sandbox was made, is gone; `kill` says why |
+    /// | `pause`, `resume` | its processes stand still, go on |
+    /// | `start`, `end` | a process in it; the supervisor's with epoch, verb and attempt, the end with its exit code |
+    /// | `fault` | something went wrong because it was asked to |
     pub fn open(dir: &Path) -> anyhow::Result<Self> {
         std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
         let path = dir.join("ledger.jsonl");
@@ -147,7 +165,10 @@ impl Acts {
         let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
         let nth = faults.iter().position(|fault| fault.on == on)?;
         faults[nth].times = faults[nth].times.saturating_sub(1);
-        if faults[nth].times == 0 { Some(faults.remove(nth)) } else { Some(faults[nth].clone()) }
+        let due = if faults[nth].times == 0 { faults.remove(nth) } else { faults[nth].clone() };
+        drop(faults);
+        self.note("fault", "", due.described());
+        Some(due)
     }
 }
 
@@ -175,6 +196,12 @@ pub(super) async fn ledger(State(app): State<App>) -> Json<Vec<Value>> {
 /// `POST /_local/faults`: an array of faults, which replaces those not yet used up.
 pub(super) async fn set_faults(State(app): State<App>, Json(faults): Json<Vec<Fault>>) -> StatusCode {
     *app.acts.faults.lock().unwrap_or_else(PoisonError::into_inner) = faults;
+    StatusCode::NO_CONTENT
+}
+
+/// `PATCH /_local/faults`: an array of faults, after those not yet used up.
+pub(super) async fn add_faults(State(app): State<App>, Json(faults): Json<Vec<Fault>>) -> StatusCode {
+    app.acts.faults.lock().unwrap_or_else(PoisonError::into_inner).extend(faults);
     StatusCode::NO_CONTENT
 }
 

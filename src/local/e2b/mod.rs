@@ -179,7 +179,7 @@ fn routes(app: App) -> Router {
         .route("/envs", get(envd::envs))
         .route("/metrics", get(envd::metrics))
         .route("/_local/ledger", get(acts::ledger))
-        .route("/_local/faults", post(acts::set_faults))
+        .route("/_local/faults", post(acts::set_faults).patch(acts::add_faults))
         .route("/_local/templates/{id}/files/{hash}", put(templates::upload))
         .route("/_local/sandboxes/{id}", delete(lifecycle::vanish))
         .layer(DefaultBodyLimit::disable())

@@ -47,8 +47,10 @@ pub(super) async fn start(State(app): State<App>, headers: HeaderMap, body: Byte
             Ok(started) => started,
             Err(refusal) => return refusal.stream(),
         };
-        let (process, events) = sandbox.processes.take_up(spawned, request.tag);
-        app.acts.note("start", &sandbox.record.id, json!({ "pid": process.pid, "args": request.process.args }));
+        let (acts, id, pid) = (app.acts.clone(), sandbox.record.id.clone(), spawned.child.id().unwrap_or(0));
+        acts.note("start", &id, started(pid, &request.process.args));
+        let ended = move |code| acts.note("end", &id, json!({ "pid": pid, "exit": code }));
+        let (process, events) = sandbox.processes.take_up(spawned, request.tag, ended);
         let deadline = header(&headers, "connect-timeout-ms").map(Duration::from_millis);
         if let Some(deadline) = deadline {
             tokio::spawn(kill_at(deadline, process.clone()));
@@ -56,6 +58,16 @@ pub(super) async fn start(State(app): State<App>, headers: HeaderMap, body: Byte
         stream(&sandbox, process.pid, events, &headers, deadline, app.acts.stream_fault())
     };
     app.acts.perform("start", started).await
+}
+
+/// What the ledger says of a process; of our own supervisor, as whom it acts and how.
+fn started(pid: u32, args: &[String]) -> Value {
+    match args {
+        [_, _, name, epoch, verb, _, attempt, ..] if name == "run-turn" => {
+            json!({ "pid": pid, "epoch": epoch.parse::<i64>().ok(), "verb": verb, "attempt": attempt.parse::<i32>().ok() })
+        }
+        _ => json!({ "pid": pid, "args": args }),
+    }
 }
 
 /// `Connect`: what comes from now on.

@@ -105,8 +105,11 @@ impl Sandboxes {
         // The agents' users must get through to their homes, and to nothing else here.
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o711))?;
         install(program, &dir.join("bin"))?;
+        let live = load(&dir)?;
+        let found: BTreeMap<&String, u64> = live.values().map(|sandbox| (&sandbox.record.id, sandbox.record.started_ms)).collect();
+        acts.note("boot", "", json!({ "sandboxes": found }));
         Ok(Self {
-            live: Mutex::new(load(&dir)?),
+            live: Mutex::new(live),
             known: Mutex::new(load_known(&dir)),
             uids: spare_uids(),
             simulate: simulate.map(Arc::new),

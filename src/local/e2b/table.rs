@@ -73,8 +73,14 @@ impl Selector {
 }
 
 impl Processes {
-    /// Takes up a process that was just started; the receiver hears it from its first byte on.
-    pub fn take_up(&self, spawned: Spawned, tag: Option<String>) -> (Arc<Process>, mpsc::Receiver<Value>) {
+    /// Takes up a process that was just started; the receiver hears it from its first byte on. `ended` gets its exit
+    /// code, before any listener does.
+    pub fn take_up(
+        &self,
+        spawned: Spawned,
+        tag: Option<String>,
+        ended: impl FnOnce(Option<i32>) + Send + 'static,
+    ) -> (Arc<Process>, mpsc::Receiver<Value>) {
         let (sender, events) = mpsc::channel(QUEUE);
         let Spawned { child, output, input, config } = spawned;
         let process = Arc::new(Process {
@@ -87,7 +93,7 @@ impl Processes {
         self.all().push(process.clone());
         let (processes, heard) = (self.clone(), process.clone());
         tokio::spawn(async move {
-            heard.hear(output, child).await;
+            heard.hear(output, child, ended).await;
             sleep(EXIT_KEPT).await;
             processes.all().retain(|other| !Arc::ptr_eq(other, &heard));
         });
@@ -172,14 +178,16 @@ impl Process {
     }
 
     /// Until it has ended and its pipes are closed, whoever listens.
-    async fn hear(&self, output: super::spawn::Output, mut child: tokio::process::Child) {
+    async fn hear(&self, output: super::spawn::Output, mut child: tokio::process::Child, ended: impl FnOnce(Option<i32>)) {
         match output {
             super::spawn::Output::Pipes(stdout, stderr) => {
                 tokio::join!(self.pump(stdout, "stdout"), self.pump(stderr, "stderr"));
             }
             super::spawn::Output::Terminal(terminal) => self.pump(Some(terminal), "pty").await,
         }
-        let end = match child.wait().await.map(|status| (status.code(), status)) {
+        let exit = child.wait().await;
+        ended(exit.as_ref().ok().and_then(std::process::ExitStatus::code));
+        let end = match exit.map(|status| (status.code(), status)) {
             Ok((Some(0), _)) => json!({ "exited": true, "status": "exit status 0" }),
             Ok((Some(code), _)) => {
                 let text = format!("exit status {code}");
