@@ -39,6 +39,16 @@ fuzz: setup ## the parser of what agents print under a fuzzer; SECONDS=30
 smoke: setup ## one turn through everything, as turnmill smoke runs it against an account
 	@scripts/with-postgres scripts/smoke
 
+.PHONY: chaos
+chaos: setup ## everything that can go wrong with real processes, from a seed; SEED= TURNS= FAULTS= SPREAD= WORKERS= ONLY= KEEP=
+	@$(CARGO) test --quiet --locked --test chaos -- $(if $(SEED),--seed $(SEED)) $(if $(TURNS),--turns $(TURNS)) \
+	  $(if $(FAULTS),--faults $(FAULTS)) $(if $(SPREAD),--seconds $(SPREAD)) $(if $(WORKERS),--workers $(WORKERS)) \
+	  $(if $(ONLY),--only $(ONLY)) $(if $(KEEP),--keep $(KEEP))
+
+.PHONY: chaos-short
+chaos-short: setup ## the same in a minute, from a fixed seed
+	@$(CARGO) test --quiet --locked --test chaos -- --seed 1 --turns 150 --faults 25 --seconds 25
+
 .PHONY: lint
 lint: setup ## formatting, clippy, docs, .sqlx, dependencies
 	@$(CARGO) fmt --check
