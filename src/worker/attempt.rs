@@ -174,7 +174,7 @@ async fn end(
     let outcome = copier.outcome_of(happened);
     let settle = Settle {
         ending,
-        blocks: last_blocks(worker, job, ending, error.as_ref()).await?,
+        blocks: last_blocks(worker, copier, ending, error.as_ref()).await?,
         journal_offset: copier.committed(),
         usage: outcome.as_ref().and_then(|o| o.usage.clone()),
         cost_usd: outcome.as_ref().and_then(|o| o.cost_usd),
@@ -187,15 +187,19 @@ async fn end(
 }
 
 /// What no journal line said: the end of calls that never ended, and the error, for clients that watch blocks only.
-/// By the blocks, not by the journal: who adopts a turn that is to end may never get to read that.
-async fn last_blocks(worker: &Worker, job: &Claimed, ending: Ending, error: Option<&TurnError>) -> Result<Vec<Block>, LetGo> {
+/// Who adopts a turn that is to end may never get to read its journal: then by the blocks.
+async fn last_blocks(worker: &Worker, copier: &Copier<'_>, ending: Ending, error: Option<&TurnError>) -> Result<Vec<Block>, LetGo> {
     let why = match ending {
         Ending::Completed => return Ok(Vec::new()),
         Ending::Failed => "the turn failed before this call returned",
         Ending::Cancelled => "the turn was cancelled before this call returned",
     };
-    let open = persist_free(|| worker.store.open_calls(job)).await?;
-    let mut blocks: Vec<Block> = open.into_iter().map(|(id, parent)| Block::lost_call(&id, parent, why)).collect();
+    let mut blocks = if copier.has_caught_up() {
+        copier.dangling(why)
+    } else {
+        let open = persist_free(|| worker.store.open_calls(copier.job)).await?;
+        open.into_iter().map(|(id, parent)| Block::lost_call(&id, parent, why)).collect()
+    };
     if let (Ending::Failed, Some(error)) = (ending, error) {
         blocks.push(Block::error(&error.code, &error.message));
     }

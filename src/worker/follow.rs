@@ -118,7 +118,7 @@ async fn keep_alive(sandbox: &Sandbox, timeout: Duration) {
 #[derive(Debug)]
 pub(super) struct Copier<'a> {
     worker: &'a Worker,
-    job: &'a Claimed,
+    pub job: &'a Claimed,
     fold: Fold,
     lines: Lines,
     /// Bytes received, whole lines or not.
@@ -151,6 +151,11 @@ impl<'a> Copier<'a> {
     /// The journal byte that the database stands at.
     pub fn committed(&self) -> i64 {
         i64::try_from(self.committed).unwrap_or(i64::MAX)
+    }
+
+    /// It has read all that was committed before it came.
+    pub fn has_caught_up(&self) -> bool {
+        self.lines.consumed() >= self.committed
     }
 
     /// Ends for calls that never ended.
