@@ -50,7 +50,7 @@ const SETTINGS: [(&str, &str); 19] = [
     ("retry.crashes_max", "1000"),
     ("database.statement_timeout", "5s"),
     ("database.lock_timeout", "2s"),
-    ("reconcile.grace", "30s"),
+    ("worker.orphan_grace", "30s"),
 ];
 
 /// Ends what is left of the sandboxes and removes the directory as soon as our end of its pipe is closed.
