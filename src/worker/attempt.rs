@@ -56,6 +56,9 @@ async fn attempt(worker: &Worker, assignment: &mut Assignment) -> Result<(), Let
         let job = &assignment.job;
         let mut copier = Copier::new(worker, job);
         let happened = run_agent(worker, job, pause, &mut copier, &mut assignment.cancel, &mut held).await?;
+        if !matches!(happened, Happened::AgentEnded(_) | Happened::Idle(_) | Happened::StartupFailed(_) | Happened::Poisoned(_)) {
+            make_sure_it_is_over(worker, &held, job.sandbox_timeout).await;
+        }
         let before = Setbacks { startups: count(job.failures), agents: count(job.agent_failures), sandboxes: count(job.sandboxes_lost) };
         let fate = worker.config.retry.decide(&happened, before, rand::random());
         match fate {
@@ -92,6 +95,16 @@ async fn attempt(worker: &Worker, assignment: &mut Assignment) -> Result<(), Let
     }
 }
 
+/// Whatever comes next, the session's next turn or this one anew: it must not run beside an agent that nobody has seen
+/// end. Not for ever: a sandbox that is not extended ends by itself.
+async fn make_sure_it_is_over(worker: &Worker, held: &Held, at_most: Duration) {
+    let Some(id) = held.sandbox_id.as_deref() else { return };
+    let since = Instant::now();
+    while !upkeep::kill(worker, id).await && since.elapsed() < at_most {
+        sleep(Duration::from_secs(1)).await;
+    }
+}
+
 /// One start of the agent and all that it says; or why there was none.
 async fn run_agent(
     worker: &Worker,
@@ -104,14 +117,30 @@ async fn run_agent(
     if let Some(crashes) = u32::try_from(job.crashes).ok().filter(|crashes| *crashes >= worker.config.retry.crashes_max) {
         return Ok(Happened::Poisoned(crashes));
     }
-    let ready = tokio::select! {
-        ready = async { sleep(pause).await; startup::ready(worker, job, held).await } => ready?,
-        reason = follow::cancelled(cancel) => Err(Happened::Cancelled { reason }),
+    let cancelled = |reason| Ok(Happened::Cancelled { reason });
+    tokio::select! {
+        () = sleep(pause) => {}
+        reason = follow::cancelled(cancel) => return cancelled(reason),
+    }
+    // In a sandbox from before an agent may run: it must be stopped, not left alone.
+    let ready = if job.sandbox_id.is_some() {
+        startup::ready(worker, job, held).await?
+    } else {
+        tokio::select! {
+            ready = startup::ready(worker, job, held) => ready?,
+            reason = follow::cancelled(cancel) => return cancelled(reason),
+        }
     };
     let sandbox = match ready {
         Ok(sandbox) => sandbox,
         Err(happened) => return Ok(happened),
     };
+    let asked = cancel.borrow().clone();
+    if let Some(reason) = asked
+        && startup::never_started(worker, &sandbox).await?
+    {
+        return cancelled(reason);
+    }
     match startup::start(worker, job, &sandbox, &launch(worker, job)).await? {
         Err(happened) => Ok(happened),
         Ok(probe) => {

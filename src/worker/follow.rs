@@ -58,6 +58,7 @@ pub(super) async fn to_the_end(
     Ok(match (ended, stopped.into_inner()) {
         (Some(Happened::AgentEnded(outcome)), Some(why)) if !outcome.completed() => why,
         (Some(happened @ Happened::AgentEnded(_)), _) => happened,
+        (None, Some(Happened::Idle(_))) => Happened::SandboxLost("the agent had fallen silent and could not be stopped".to_owned()),
         (_, Some(why)) => why,
         (Some(happened), None) => happened,
         (None, None) => Happened::SandboxLost("it was followed no further".to_owned()),

@@ -53,6 +53,12 @@ pub(super) async fn start(worker: &Worker, job: &Claimed, sandbox: &Sandbox, lau
     })
 }
 
+/// Whether nobody has started the agent of this attempt yet.
+pub(super) async fn never_started(worker: &Worker, sandbox: &Sandbox) -> Result<bool, LetGo> {
+    let probed = insist(sandbox, worker.config.worker.call_deadline, || sandbox.probe()).await?;
+    Ok(probed.is_ok_and(|probe| probe.state == AgentState::None))
+}
+
 async fn create(worker: &Worker, job: &Claimed, held: &mut Held) -> Result<Result<e2b::Sandbox, Happened>, LetGo> {
     let version = worker.config.e2b.api_version(job.api_version.as_deref());
     // v1 has no key that would make a second call harmless: what may have been made is looked for and killed.

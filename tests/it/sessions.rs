@@ -1,10 +1,11 @@
 //! A message that comes while its session is busy: it waits, is not taken, or interrupts; and the receipt says which.
 
+use serde_json::json;
 use sqlx::PgPool;
 use turnmill::store::{Enqueue, Receipt};
 use turnmill::turn::Ending;
 
-use crate::harness::{Fleet, Running, ending, settle_and_free};
+use crate::harness::{Fleet, Running, RunningWorker, ending, settle_and_free};
 
 async fn say(fleet: &Fleet, on_busy: Option<&str>) -> Receipt {
     let turn = Enqueue {
@@ -100,4 +101,23 @@ async fn a_cancel_that_races_the_end_has_one_winner(pool: PgPool) {
     fleet.store.tidy().await.unwrap();
     let left: i64 = sqlx::query_scalar("SELECT count(*) FROM turnmill.cancel_requests").fetch_one(&fleet.pool).await.unwrap();
     assert_eq!(left, 0, "requests that came too late are dropped");
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn the_next_turn_waits_until_the_cancelled_one_s_agent_is_known_to_have_ended(pool: PgPool) {
+    let Running { fleet, e2b, worker } = Running::start(pool).await;
+    let first = fleet.enqueue_in("/mock hang", Some("chat")).await.turn_id;
+    let next = fleet.enqueue_in("/mock noop", Some("chat")).await.turn_id;
+    fleet.has_blocks(&first, 2).await;
+    worker.stop().await;
+    fleet.store.cancel(&first, None).await.unwrap();
+    // Whoever adopts it hears of the cancel while it still looks for the sandbox, which can't be killed at first either.
+    e2b.faults(json!([{ "on": "get", "delay_ms": 2000 }, { "on": "kill", "times": 6, "status": 500, "message": "no" }])).await;
+    let worker = RunningWorker::start(&fleet, &e2b.url).await;
+    assert_eq!(fleet.ended(&first).await.status, "cancelled");
+    assert_eq!(fleet.ended(&next).await.status, "completed");
+    let ledger = std::fs::read_to_string(e2b.agent_ledger()).unwrap();
+    let acts: Vec<_> = ledger.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["act"].clone()).collect();
+    assert_eq!(acts, ["start", "end", "start", "end"]);
+    Running { fleet, e2b, worker }.stop().await;
 }
