@@ -116,7 +116,7 @@ impl Client {
         serde_json::from_slice(&body).map_err(|error| {
             if is_html(&headers, &body) {
                 let text = "the address answers with a web page, not as E2B's API does: check E2B_API_URL and E2B_DOMAIN";
-                CreateError::Config(Refusal { code: "e2b_not_an_api", text: text.to_owned() })
+                CreateError::Blocked(Refusal { code: "e2b_not_an_api", text: text.to_owned() })
             } else {
                 lost(format!("E2B's answer can't be read: {error}"))
             }

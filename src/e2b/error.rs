@@ -105,7 +105,11 @@ impl<'a> Refused<'a> {
         if self.html {
             return format!("the address answers {status} with a web page, not as E2B's API does: check E2B_API_URL and E2B_DOMAIN");
         }
-        format!("E2B answered {status}: {}", self.message.trim())
+        let next = match status {
+            401..=403 => "; check E2B_API_KEY, and the account it belongs to",
+            _ => "",
+        };
+        format!("E2B answered {status}: {}{next}", self.message.trim())
     }
 
     fn refusal(&self, code: &'static str) -> Refusal {
@@ -114,13 +118,16 @@ impl<'a> Refused<'a> {
 
     /// As the answer to a create.
     pub fn of_create(&self, version: ApiVersion) -> CreateError {
+        // Somebody else's address says nothing about the turn.
         if self.status.is_redirection() {
-            return CreateError::Config(self.refusal("e2b_redirect"));
+            return CreateError::Blocked(self.refusal("e2b_redirect"));
+        }
+        if self.html && self.status.as_u16() < 500 {
+            return CreateError::Blocked(self.refusal("e2b_not_an_api"));
         }
         let says_no_retry = self.header("Should-Retry") == Some("false");
         match (self.status.as_u16(), self.error_code.as_deref()) {
             (401..=403, _) => CreateError::Blocked(self.refusal("e2b_unauthorized")),
-            (404 | 405, _) if self.html => CreateError::Config(self.refusal("e2b_not_an_api")),
             (404 | 405, _) => CreateError::Config(self.no_template(version)),
             (409, _) => CreateError::Unknown(self.refusal("sandbox_start_failed")),
             (429, _) => self.too_many(),
@@ -199,9 +206,9 @@ mod tests {
         assert!(matches!(error(403, &[], r#"{"message":"team is blocked"}"#), Blocked(_)));
         assert!(matches!(error(400, &[], r#"{"message":"Timeout cannot be greater than 1 hours"}"#), Config(_)));
         assert!(matches!(error(404, &[], r#"{"message":"template 'x' not found"}"#), Config(Refusal { code: "template_not_found", .. })));
-        assert!(matches!(error(404, &[], "<html>nginx</html>"), Config(Refusal { code: "e2b_not_an_api", .. })));
+        assert!(matches!(error(404, &[], "<html>nginx</html>"), Blocked(Refusal { code: "e2b_not_an_api", .. })));
         let moved = error(302, &[("location", "https://other/")], "");
-        assert!(matches!(&moved, Config(Refusal { code: "e2b_redirect", text }) if text.contains("https://other/")), "{moved}");
+        assert!(matches!(&moved, Blocked(Refusal { code: "e2b_redirect", text }) if text.contains("https://other/")), "{moved}");
         assert!(matches!(error(503, &[], r#"{"error_code":"sandbox_capacity_unavailable","message":""}"#), Retry(_)));
         assert!(matches!(error(500, &[], r#"{"error_code":"sandbox_create_refused","message":""}"#), Config(_)));
         assert!(matches!(error(503, &[("should-retry", "false")], "{}"), Config(_)));

@@ -191,6 +191,14 @@ impl Store {
         .await
     }
 
+    /// What the probe of a blocked pool was answered.
+    pub async fn still_blocked(&self, name: &str, reason: &str) -> sqlx::Result<()> {
+        sqlx::query!("UPDATE turnmill.pools SET state_reason = $2 WHERE name = $1 AND state = 'blocked'", name, reason)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
     /// E2B takes our credentials again.
     pub async fn unblock_pool(&self, name: &str) -> sqlx::Result<()> {
         sqlx::query!(

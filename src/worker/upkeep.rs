@@ -126,13 +126,17 @@ async fn search(worker: &Worker, slot: &Releasing, since: Duration) -> bool {
     }
 }
 
-/// A blocked pool heals when E2B takes our key again.
+/// A blocked pool heals when E2B answers us again; until then it says what E2B answered last.
 async fn heal_pools(worker: &Worker) {
     let Ok(pools) = worker.store.pools_to_probe().await else { return };
     for pool in pools {
-        if worker.e2b.list(&[("turnmill_fleet", &*worker.fleet_id)]).await.is_ok() && worker.store.unblock_pool(&pool).await.is_ok() {
-            info!(pool = %pool, "Pool {pool} is active again: E2B takes our key");
-            worker.wake.notify_one();
+        match worker.e2b.list(&[("turnmill_fleet", &*worker.fleet_id)]).await {
+            Ok(_) if worker.store.unblock_pool(&pool).await.is_ok() => {
+                info!(pool = %pool, "Pool {pool} is active again: E2B takes our key");
+                worker.wake.notify_one();
+            }
+            Ok(_) => {}
+            Err(error) => drop(worker.store.still_blocked(&pool, &error.to_string()).await),
         }
     }
 }

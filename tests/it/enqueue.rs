@@ -2,10 +2,10 @@
 //! they refuse.
 
 use sqlx::{Connection as _, PgPool, Row as _};
-use turnmill::store::{Enqueue, PoolChange};
+use turnmill::store::{Enqueue, PoolChange, Retry};
 use turnmill::turn::Ending;
 
-use crate::harness::{Fleet, settle_and_free};
+use crate::harness::{Fleet, Holding as _, append, ending, settle_and_free};
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
 async fn a_turn_is_enqueued_by_the_caller_s_own_transaction_or_not_at_all(pool: PgPool) {
@@ -146,6 +146,41 @@ async fn why_a_turn_waits_is_one_word(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn who_polls_a_turn_sees_each_block_once_then_the_end_and_when_it_starts_over(pool: PgPool) {
+    let fleet = Fleet::new(pool);
+    let turn = fleet.enqueue("x").await.turn_id;
+    let read = async |after: i32| -> (String, i32, i32, Vec<i64>) {
+        let row: (String, i32, i32, serde_json::Value) =
+            sqlx::query_as("SELECT status, generation, next_after, blocks FROM turnmill.read_turn($1, $2)")
+                .bind(&turn)
+                .bind(after)
+                .fetch_one(&fleet.pool)
+                .await
+                .unwrap();
+        let seqs = row.3.as_array().unwrap().iter().map(|block| block["seq"].as_i64().unwrap()).collect();
+        (row.0, row.1, row.2, seqs)
+    };
+    assert_eq!(read(-1).await, ("pending".to_owned(), 1, -1, vec![]), "nothing yet is an answer, too");
+    let worker = fleet.worker("a").await;
+    let job = worker.claim_one().await;
+    append(&fleet.store, job.append_of(0, 5, &["a", "b"])).await;
+    assert_eq!(read(-1).await, ("in_progress".to_owned(), 1, 1, vec![0, 1]));
+    assert_eq!(read(0).await, ("in_progress".to_owned(), 1, 1, vec![1]));
+    let why = turnmill::turn::TurnError::new("sandbox_lost", "gone");
+    let restart = Retry { delay: std::time::Duration::ZERO, charged: false, restart: true, why: &why };
+    fleet.store.retry_later(&job, &restart, std::time::Duration::from_secs(30)).await.unwrap().unwrap();
+    let job = worker.claim_one().await;
+    append(&fleet.store, job.append_of(0, 5, &["c"])).await;
+    assert_eq!(read(1).await, ("in_progress".to_owned(), 2, 2, vec![2]), "a new generation: what was there is void");
+    assert_eq!(read(-1).await.3, [2]);
+    let settle = turnmill::store::Settle { journal_offset: 5, ..ending(Ending::Completed) };
+    fleet.store.settle(&job, &settle, std::time::Duration::from_secs(30)).await.unwrap().unwrap();
+    assert_eq!(read(2).await, ("completed".to_owned(), 2, 2, vec![]), "who has all sees the end");
+    let unknown = fleet.refused("SELECT turnmill.read_turn('nope')").await;
+    assert!(unknown.starts_with("TM404"), "{unknown}");
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
 async fn a_caller_that_dawdles_over_its_commit_holds_up_no_worker(pool: PgPool) {
     let fleet = Fleet::new(pool);
     fleet.enqueue_in("1", Some("s")).await;
@@ -168,7 +203,7 @@ async fn a_caller_that_dawdles_over_its_commit_holds_up_no_worker(pool: PgPool) 
 async fn every_table_column_and_public_function_has_a_comment(pool: PgPool) {
     let bare: Vec<String> = sqlx::query_scalar(
         "SELECT c.relname || coalesce('.' || a.attname, '') FROM pg_class c
-         LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND c.relkind = 'r'
+         LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND c.relkind IN ('r', 'v')
          WHERE c.relnamespace = 'turnmill'::regnamespace AND c.relkind IN ('r', 'v', 'S')
            AND (col_description(c.oid, a.attnum) IS NULL AND a.attnum IS NOT NULL OR obj_description(c.oid, 'pg_class') IS NULL AND c.relkind <> 'S')
          UNION ALL

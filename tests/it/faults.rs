@@ -15,9 +15,6 @@ async fn whatever_the_address_answers_the_turn_says_what_it_was_and_what_to_do(p
         (vec![json!({ "on": "create", "status": 404, "message": "template 'x' not found" })], "template_not_found", "--template"),
         (vec![json!({ "on": "create", "status": 404, "message": "page not found" })], "template_not_found", "--api-version v1"),
         (vec![json!({ "on": "create", "status": 400, "message": "Timeout cannot be greater than 1 hours" })], "sandbox_config", "1 hours"),
-        (vec![json!({ "on": "create", "status": 200, "html": true })], "e2b_not_an_api", "check E2B_API_URL"),
-        (vec![json!({ "on": "create", "status": 404, "html": true })], "e2b_not_an_api", "check E2B_API_URL"),
-        (vec![json!({ "on": "create", "status": 302, "location": "https://elsewhere/" })], "e2b_redirect", "https://elsewhere/"),
         (vec![json!({ "on": "create", "status": 503, "should_retry": false, "message": "no" })], "sandbox_config", "503: no"),
         (vec![old_envd, json!({ "on": "upload", "status": 404 })], "envd_too_old", "0.1.5"),
         (vec![json!({ "on": "upload", "status": 507, "message": "not enough disk space" })], "sandbox_disk_full", "more disk"),
@@ -30,6 +27,34 @@ async fn whatever_the_address_answers_the_turn_says_what_it_was_and_what_to_do(p
         assert!(ended.error_message.clone().unwrap().contains(words), "{code}: {:?}", ended.error_message);
     }
     assert_eq!(all.agent_starts(), 0);
+    all.stop().await;
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn an_address_that_is_not_e2b_s_blocks_the_pool_and_costs_no_turn(pool: PgPool) {
+    let all = Running::start(pool).await;
+    let wrong = "UPDATE turnmill.pools SET state_at = clock_timestamp() - interval '1 minute' WHERE name = $1";
+    let cases = [
+        (json!({ "status": 200, "html": true }), "e2b_not_an_api", "check E2B_API_URL"),
+        (json!({ "status": 404, "html": true }), "e2b_not_an_api", "check E2B_API_URL"),
+        (json!({ "status": 302, "location": "https://elsewhere/" }), "e2b_redirect", "https://elsewhere/"),
+    ];
+    for (answer, code, words) in cases {
+        let mut create = answer.clone();
+        create["on"] = "create".into();
+        all.e2b.faults(json!([create, { "on": "list", "status": 503, "message": "still not there" }])).await;
+        let turn = all.fleet.enqueue("/mock noop").await.turn_id;
+        let reason = async || Some(all.fleet.store.pools().await.ok()?.remove(0)).filter(|pool| pool.state == "blocked")?.state_reason;
+        let why = until("the pool is blocked", reason).await;
+        assert!(why.contains(words), "{why}");
+        let waiting = until("it waits", || async { Some(all.fleet.turn(&turn).await).filter(|turn| turn.status == "pending") }).await;
+        assert_eq!((waiting.error_code.as_deref(), waiting.waits_for.as_deref()), (Some(code), Some("pool_blocked")));
+        // The probe is answered otherwise, which is shown; then as it should be.
+        all.fleet.sql(wrong, "default").await;
+        until("the news is told", async || reason().await.filter(|why| why.contains("still not there"))).await;
+        all.fleet.sql(wrong, "default").await;
+        assert_eq!(all.fleet.ended(&turn).await.status, "completed");
+    }
     all.stop().await;
 }
 

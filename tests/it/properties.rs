@@ -145,7 +145,7 @@ async fn carry_out(fleet: &Fleet, act: &Act, claims: &mut Vec<Claimed>, referenc
             reference.nothing()
         }
         Act::Renew { worker } => {
-            let held = renew(&store, WORKERS[worker], SOME_TIME).await == Renewal::Extended;
+            let held = renew(store, WORKERS[worker], SOME_TIME).await == Renewal::Extended;
             reference.renew(worker);
             Outcome::Done(held)
         }
