@@ -225,9 +225,12 @@ SELECT job.turn_id            AS "turn_id!",
        pool.sandbox_timeout_s AS "sandbox_timeout_s!",
        pool.idle_timeout_s    AS "idle_timeout_s!",
        job.crashes            AS "crashes!",
+       asked.turn_id IS NOT NULL AS "cancel_asked!",
+       asked.reason           AS "cancel_reason?",
        greatest(pool.turn_timeout_s - extract(epoch FROM clock_timestamp() - turn.started_at), 0)::float8 AS "seconds_left!"
 FROM job
 JOIN slot ON slot.id = job.slot_id
 JOIN turn ON turn.id = job.turn_id
 JOIN turnmill.sessions session ON session.id = job.session_id
 JOIN turnmill.pools pool ON pool.name = job.pool
+LEFT JOIN turnmill.cancel_requests asked ON asked.turn_id = job.turn_id

@@ -73,6 +73,8 @@ pub struct Claimed {
     pub idle_timeout: Duration,
     /// Worker processes that died soon after they had taken this turn.
     pub crashes: i32,
+    /// Somebody wants it cancelled, for this reason: so that whoever adopts it takes the end of its agent for what it is.
+    pub cancel: Option<Option<String>>,
 }
 
 /// What a pool runs in its sandboxes around the agent: `None` = the shipped script, empty = none.
@@ -145,6 +147,7 @@ impl Store {
                 time_left: Duration::from_secs_f64(r.seconds_left),
                 idle_timeout: Duration::from_secs(u64::try_from(r.idle_timeout_s).unwrap_or(600)),
                 crashes: r.crashes,
+                cancel: r.cancel_asked.then_some(r.cancel_reason),
             })
             .collect())
     }

@@ -118,9 +118,12 @@ async fn run_agent(
         return Ok(Happened::Poisoned(crashes));
     }
     let cancelled = |reason| Ok(Happened::Cancelled { reason });
-    tokio::select! {
-        () = sleep(pause) => {}
-        reason = follow::cancelled(cancel) => return cancelled(reason),
+    if !pause.is_zero() {
+        // Between two attempts no agent runs.
+        tokio::select! {
+            () = sleep(pause) => {}
+            reason = follow::cancelled(cancel) => return cancelled(reason),
+        }
     }
     // In a sandbox from before an agent may run: it must be stopped, not left alone.
     let ready = if job.sandbox_id.is_some() {

@@ -28,9 +28,9 @@ pub struct Guard {
 }
 
 impl Running {
-    /// Puts a turn on the list.
-    pub fn enter(&self, turn_id: &str, epoch: i64) -> (Guard, watch::Receiver<Cancel>) {
-        let cancel = watch::Sender::new(None);
+    /// Puts a turn on the list, with the cancel that is known of already.
+    pub fn enter(&self, turn_id: &str, epoch: i64, cancel: Cancel) -> (Guard, watch::Receiver<Cancel>) {
+        let cancel = watch::Sender::new(cancel);
         let receiver = cancel.subscribe();
         self.lock().insert(epoch, Entry { turn_id: turn_id.to_owned(), cancel });
         (Guard { running: self.clone(), epoch }, receiver)

@@ -42,8 +42,8 @@ pub(super) async fn ready(worker: &Worker, job: &Claimed, held: &mut Held) -> Re
 
 /// The agent of this attempt runs, or has run: starts it unless somebody has.
 pub(super) async fn start(worker: &Worker, job: &Claimed, sandbox: &Sandbox, launch: &Launch) -> Result<Result<Probe, Happened>, LetGo> {
-    let patience = if job.sandbox_id.is_some() { worker.config.worker.silence_max } else { worker.config.worker.call_deadline };
-    Ok(match insist(sandbox, patience, || sandbox.start(launch)).await? {
+    // Asked once, it may have started: that is worth as much patience as an agent that runs.
+    Ok(match insist(sandbox, worker.config.worker.silence_max, || sandbox.start(launch)).await? {
         // Started once, and now nobody watches it: what it did can't be known, so its sandbox goes.
         Ok(probe) if probe.state == AgentState::Lost => Err(Happened::SandboxLost("the agent's supervisor was killed".to_owned())),
         Ok(probe) => Ok(probe),

@@ -19,7 +19,7 @@ async fn a_refused_create_says_nothing_about_one_before_it_whose_answer_was_lost
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
 async fn a_start_whose_answer_was_lost_counts_as_an_attempt(pool: PgPool) {
-    let all = Running::with(pool, |config| config.worker.call_deadline = std::time::Duration::from_secs(2)).await;
+    let all = Running::with(pool, |config| config.worker.silence_max = std::time::Duration::from_secs(2)).await;
     let silent = json!({ "on": "start", "times": 1000, "status": 502, "message": "The sandbox is running but port is not open" });
     all.e2b.faults(json!([{ "on": "start", "lose_answer": true }, silent])).await;
     let turn = all.fleet.enqueue("/mock noop").await.turn_id;

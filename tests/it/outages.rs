@@ -97,7 +97,7 @@ async fn a_worker_told_to_go_hands_over_within_moments_and_told_twice_goes_at_on
     let mut second = worker(&fleet, &e2b.url);
     until("the other has it", || async { (fleet.taken(&turn).await.len() == 2).then_some(()) }).await;
     let mut lock = fleet.pool.begin().await.unwrap();
-    sqlx::query("LOCK TABLE turnmill.workers, turnmill.jobs IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
+    sqlx::query("LOCK TABLE turnmill.workers IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
     signal(&second);
     signal(&second);
     let status = timeout(Duration::from_secs(5), async {

@@ -101,3 +101,23 @@ async fn who_adopts_a_cancelled_turn_ends_its_open_calls_though_he_never_read_it
     assert_eq!((blocks.len(), &blocks[2][1]["kind"], &blocks[2][1]["tool_use_id"]), (3, &json!("lost"), &blocks[1][1]["tool_use_id"]));
     Running { fleet, e2b, worker }.stop().await;
 }
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn an_agent_that_was_stopped_for_a_cancel_has_not_failed_whoever_finds_it(pool: PgPool) {
+    let Running { fleet, e2b, worker } = Running::start(pool).await;
+    let turn = fleet.enqueue("/mock hang").await.turn_id;
+    fleet.has_blocks(&turn, 2).await;
+    // Its worker has stopped the agent, and is gone before it could say so.
+    worker.stop().await;
+    fleet.store.cancel(&turn, Some("enough")).await.unwrap();
+    let acts = std::fs::read_to_string(e2b.agent_ledger()).unwrap();
+    let start: Value = serde_json::from_str(acts.lines().next().unwrap()).unwrap();
+    let agent = rustix::process::Pid::from_raw(i32::try_from(start["pid"].as_i64().unwrap()).unwrap()).unwrap();
+    rustix::process::kill_process(agent, rustix::process::Signal::INT).unwrap();
+    until("it has ended", || async { std::fs::read_to_string(e2b.agent_ledger()).unwrap().contains(r#""act":"end""#).then_some(()) }).await;
+    let worker = RunningWorker::start(&fleet, &e2b.url).await;
+    let ended = fleet.ended(&turn).await;
+    assert_eq!((ended.status.as_str(), ended.error_message.as_deref(), ended.attempt), ("cancelled", Some("enough"), 1));
+    assert_eq!(fleet.taken(&turn).await, ["claimed", "adopted"], "no further attempt");
+    Running { fleet, e2b, worker }.stop().await;
+}
