@@ -52,6 +52,12 @@ impl Block {
         Self { parent_tool_use_id, ..Self::new(BlockKind::ToolResult, content) }
     }
 
+    /// What could not be restored of the turns before, said before the answer.
+    pub fn context_lost(lost: &[&str], why: &str) -> Self {
+        let text = format!("I don't remember all of what was before: {why}");
+        Self::new(BlockKind::Content, json!({ "text": text, "kind": "context_lost", "lost": lost, "why": why }))
+    }
+
     /// What went wrong, for clients that only watch blocks.
     pub fn error(code: &str, message: &str) -> Self {
         Self::new(BlockKind::Content, json!({ "text": message, "kind": "error", "code": code }))

@@ -58,6 +58,14 @@ pub struct Launch {
     pub workdir: Option<String>,
     /// Most bytes of its journal.
     pub journal_max_bytes: u64,
+    /// Where in its home it keeps the conversation, a pattern; `None`: nowhere.
+    pub transcript: Option<String>,
+    /// Most bytes of that.
+    pub transcript_max_bytes: u64,
+    /// The conversation to go on with, where the sandbox has none.
+    pub restore: Option<Bytes>,
+    /// The conversation that the sandbox has is of no use.
+    pub forget: bool,
 }
 
 impl Launch {
@@ -124,6 +132,9 @@ pub struct AgentExit {
     /// What went wrong with the hook after it.
     #[serde(default)]
     pub finish: Option<String>,
+    /// Bytes of the conversation that was kept; 0: there was none.
+    #[serde(default)]
+    pub transcript_bytes: u64,
 }
 
 /// Signals that the supervisor passes on to the agent's process group.
@@ -209,6 +220,16 @@ impl Sandbox {
         if let Some(dir) = &launch.workdir {
             args.extend(["--cwd", dir]);
         }
+        let (transcript_max, restore) = (launch.transcript_max_bytes.to_string(), format!("{STATE}/in/{}/transcript", self.epoch));
+        if let Some(pattern) = &launch.transcript {
+            args.extend(["--transcript", pattern, "--transcript-max", &transcript_max]);
+            if launch.forget {
+                args.push("--forget");
+            } else if let Some(conversation) = &launch.restore {
+                self.upload("transcript", conversation.clone()).await?;
+                args.extend(["--restore", &restore]);
+            }
+        }
         args.push("--");
         args.extend(launch.command.iter().map(String::as_str));
         self.verb("start", &args, launch.variables()).await
@@ -252,6 +273,12 @@ impl Sandbox {
     pub async fn read(&self, from: u64, to: u64) -> Result<Bytes, SandboxError> {
         let path = format!("{STATE}/attempt-{}/journal.jsonl", self.attempt);
         Ok(self.envd.download(&path, "root", from..to, self.deadline).await?)
+    }
+
+    /// The conversation as it was when this attempt's agent had ended; `size` as its exit file says.
+    pub async fn transcript(&self, size: u64) -> Result<Bytes, SandboxError> {
+        let path = format!("{STATE}/attempt-{}/transcript", self.attempt);
+        Ok(self.envd.download(&path, "root", 0..size, self.deadline).await?)
     }
 
     /// Lets it live for `timeout` from now. `Gone` when E2B does not know it any more.

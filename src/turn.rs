@@ -121,6 +121,8 @@ pub enum Fate {
         delay: Duration,
         /// Goes on in its conversation: finished tool calls are not done again.
         resumes: bool,
+        /// It did not take the conversation that it was given: the next one begins anew.
+        forgets: bool,
         /// For the turn's error columns until it has ended.
         why: TurnError,
     },
@@ -219,6 +221,7 @@ impl RetryPolicy {
             // At least half: the model's API has just had all the quick tries of the agent itself.
             delay: doubled(self.agent_delay, failures, self.agent_delay_max).mul_f64(0.5 + chance / 2.0),
             resumes: failure.code.keeps_conversation(),
+            forgets: failure.code == ErrorCode::SessionNotFound,
             why: TurnError::new(failure.code.as_str(), format!("{}; it goes on in its sandbox", failure.message)),
         }
     }

@@ -65,6 +65,12 @@ pub struct Claimed {
     pub api_version: Option<String>,
     /// The pool's hooks.
     pub hooks: PoolHooks,
+    /// Where in its home the agent keeps a conversation.
+    pub transcript: Option<String>,
+    /// Most bytes of one.
+    pub transcript_max_bytes: i64,
+    /// The agent did not take the conversation that it was given.
+    pub forgets: bool,
     /// How long a sandbox outlives its last extension.
     pub sandbox_timeout: Duration,
     /// What is left of the turn's limit, by the database's clock.
@@ -134,6 +140,9 @@ impl Store {
                 agent_session_id: r.agent_session_id,
                 agent: r.agent,
                 agent_env: r.agent_env,
+                transcript: r.transcript,
+                transcript_max_bytes: r.transcript_max_bytes,
+                forgets: r.forgets,
                 workdir: r.workdir,
                 api_version: r.api_version,
                 hooks: PoolHooks {

@@ -13,6 +13,7 @@
 //! | `workers` | register, renew, release |
 //! | `pools`, `fleet` | configuration that lives in the database |
 //! | `reconcile` | what E2B says against the slots |
+//! | `transcripts` | what agents remember |
 //! | `tenants` | weights and limits |
 //! | `listen` | wake-ups |
 //! | `db` | connections, time limits, PgBouncer |
@@ -28,6 +29,7 @@ mod reconcile;
 mod settle;
 mod slots;
 mod tenants;
+mod transcripts;
 mod turns;
 mod workers;
 
@@ -48,6 +50,7 @@ pub use reconcile::Correction;
 pub use settle::{Retry, Settle};
 pub use slots::Releasing;
 pub use tenants::{Tenant, TenantChange};
+pub use transcripts::Past;
 pub use turns::{BlockRow, Enqueue, Reading, Receipt, Seam, TurnRow};
 pub use workers::{Renewal, WorkerRow};
 

@@ -18,6 +18,8 @@ pub struct NextAttempt<'a> {
     pub blocks: &'a [Block],
     /// Whether the next one goes on in its conversation.
     pub resumes: bool,
+    /// Whether it did not take the conversation that it was given.
+    pub forgets: bool,
     /// Tokens that it used.
     pub usage: Option<&'a serde_json::Value>,
     /// Dollars that it cost.
@@ -55,6 +57,7 @@ impl Store {
             &rows.content,
             &rows.parent as &[Option<String>],
             &rows.source as &[Option<String>],
+            next.forgets,
         )
         .fetch_optional(&self.pool)
         .await?;
@@ -69,6 +72,7 @@ impl Claimed {
         self.attempt += 1;
         self.agent_failures += 1;
         self.resumes = next.resumes;
+        self.forgets |= next.forgets;
         self.journal_offset = 0;
         self.next_seq = next_seq;
         self.sandbox_id = sandbox_id;

@@ -74,7 +74,7 @@ impl Store {
                      failures = failures + CASE WHEN $5 THEN 1 ELSE 0 END,
                      sandboxes_lost = sandboxes_lost + CASE WHEN $6 THEN 1 ELSE 0 END,
                      attempt = attempt + CASE WHEN $6 THEN 1 ELSE 0 END,
-                     resumes = resumes AND NOT $6,
+                     resumes = resumes AND NOT $6, context_told = context_told AND NOT $6,
                      generation = generation + CASE WHEN $6 THEN 1 ELSE 0 END,
                      journal_offset = CASE WHEN $6 THEN 0 ELSE journal_offset END
                  WHERE turn_id = $1 AND epoch = $2 AND attempt = $3

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tracing::{Instrument as _, debug, error, info, info_span, warn};
 
+use super::context::{self, Memory};
 use super::follow::Copier;
 use super::running::Cancel;
 use super::{Assignment, Worker, follow, startup, upkeep};
@@ -69,7 +70,7 @@ async fn attempt(worker: &Worker, assignment: &mut Assignment) -> Result<(), Let
                 persist(|| worker.store.retry_later(job, &retry, held.hold())).await?;
                 warn!(turn.id = %job.turn_id, error.code = %why.code, failures = job.failures, delay_ms = delay.as_millis(), "Turn {} is tried again in {delay:?}: {}", job.turn_id, why.message);
             }
-            Fate::NextAttempt { delay, resumes, why } => {
+            Fate::NextAttempt { delay, resumes, forgets, why } => {
                 let epoch = persist_free(|| worker.store.next_epoch()).await?;
                 let outcome = copier.outcome_of(&happened);
                 let next = NextAttempt {
@@ -77,6 +78,7 @@ async fn attempt(worker: &Worker, assignment: &mut Assignment) -> Result<(), Let
                     journal_offset: copier.committed(),
                     blocks: &copier.dangling("the agent failed before this call returned"),
                     resumes,
+                    forgets,
                     usage: outcome.as_ref().and_then(|o| o.usage.as_ref()),
                     cost_usd: outcome.as_ref().and_then(|o| o.cost_usd),
                     why: &why,
@@ -144,13 +146,17 @@ async fn run_agent(
     {
         return cancelled(reason);
     }
-    match startup::start(worker, job, &sandbox, &launch(worker, job)).await? {
-        Err(happened) => Ok(happened),
-        Ok(probe) => {
-            persist(|| worker.store.agent_started(job)).await?;
-            follow::to_the_end(worker, &sandbox, copier, cancel, probe).await
-        }
+    let memory = context::recall(worker, job).await?;
+    let probe = match startup::start(worker, job, &sandbox, &launch(worker, job, &memory)).await? {
+        Ok(probe) => probe,
+        Err(happened) => return Ok(happened),
+    };
+    persist(|| worker.store.agent_started(job)).await?;
+    let happened = follow::to_the_end(worker, &sandbox, copier, cancel, probe).await?;
+    if let Some(exit) = copier.exit() {
+        context::keep(worker, &sandbox, job, exit).await?;
     }
+    Ok(happened)
 }
 
 /// What one turn has run into concerns all turns of its pool.
@@ -239,8 +245,8 @@ async fn last_blocks(worker: &Worker, copier: &Copier<'_>, ending: Ending, error
 }
 
 /// The agent's command line, environment and input. The prompt is in the input only.
-fn launch(worker: &Worker, job: &Claimed) -> Launch {
-    let mut command: Vec<String> = job.agent.iter().map(|word| session_word(job, word)).collect();
+fn launch(worker: &Worker, job: &Claimed, memory: &Memory) -> Launch {
+    let mut command: Vec<String> = job.agent.iter().map(|word| session_word(job, memory, word)).collect();
     for (key, value) in job.options.as_object().into_iter().flatten() {
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         command.push(format!("--{}={value}", key.replace('_', "-")));
@@ -275,11 +281,15 @@ fn launch(worker: &Worker, job: &Claimed) -> Launch {
         input: input.to_string(),
         workdir: job.workdir.clone(),
         journal_max_bytes: worker.config.worker.journal_max_bytes,
+        transcript: job.transcript.as_ref().map(|pattern| pattern.replace("{session}", &job.agent_session_id)),
+        transcript_max_bytes: u64::try_from(job.transcript_max_bytes).unwrap_or(0),
+        forget: job.forgets && !job.resumes,
+        restore: if let Memory::Saved(conversation) = memory { Some(conversation.clone()) } else { None },
     }
 }
 
-fn session_word(job: &Claimed, word: &str) -> String {
-    let word = if job.resumes && word == "--session-id={session}" { "--resume={session}" } else { word };
+fn session_word(job: &Claimed, memory: &Memory, word: &str) -> String {
+    let word = if *memory != Memory::None && word == "--session-id={session}" { "--resume={session}" } else { word };
     word.replace("{session}", &job.agent_session_id)
 }
 
@@ -292,7 +302,7 @@ where
     Ok(persist_free(write).await??)
 }
 
-async fn persist_free<T, F>(write: impl Fn() -> F) -> Result<T, LetGo>
+pub(super) async fn persist_free<T, F>(write: impl Fn() -> F) -> Result<T, LetGo>
 where
     F: Future<Output = sqlx::Result<T>>,
 {

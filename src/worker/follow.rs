@@ -128,6 +128,8 @@ pub(super) struct Copier<'a> {
     committed: u64,
     /// Blocks of the lines between `committed` and `lines.consumed()`.
     waiting: Vec<Block>,
+    /// How the agent has ended, once it has.
+    exit: Option<AgentExit>,
     /// When the agent last said something.
     pulse: Arc<Pulse>,
     /// The commit under way, and the offset that it brings. Kept here, so that it is never forgotten half-way.
@@ -144,6 +146,7 @@ impl<'a> Copier<'a> {
             read: 0,
             committed: u64::try_from(job.journal_offset).unwrap_or(0),
             waiting: Vec::new(),
+            exit: None,
             pulse: Arc::default(),
             writing: None,
         }
@@ -157,6 +160,11 @@ impl<'a> Copier<'a> {
     /// It has read all that was committed before it came.
     pub fn has_caught_up(&self) -> bool {
         self.lines.consumed() >= self.committed
+    }
+
+    /// How the agent has ended, once it has.
+    pub fn exit(&self) -> Option<&AgentExit> {
+        self.exit.as_ref()
     }
 
     /// Ends for calls that never ended.
@@ -183,6 +191,7 @@ impl<'a> Copier<'a> {
             match probe.state {
                 AgentState::Exited => {
                     let Some(exit) = probe.exit else { return Ok(Happened::SandboxLost("its exit file can't be read".to_owned())) };
+                    self.exit = Some(exit.clone());
                     return Ok(match self.read_to(sandbox, exit.journal_bytes).await? {
                         Ok(()) => Happened::AgentEnded(self.fold.outcome(&exit_of(&exit, probe.stderr_tail))),
                         Err(happened) => happened,

@@ -6,6 +6,7 @@
 //! | `runtime` | runs each turn under apalis' Monitor |
 //! | `attempt` | one worker's time with one turn, on one page |
 //! | `startup` | a sandbox for it, made or found again |
+//! | `context` | the conversation of the turns before, brought in and kept |
 //! | `follow` | journal → lines → blocks → writer, until the agent has ended |
 //! | `writer` | commits the blocks of all turns together |
 //! | `lease` | the process's right to act, on its own monotonic clock |
@@ -17,6 +18,7 @@
 
 mod attempt;
 mod claims;
+mod context;
 mod follow;
 mod lease;
 mod lines;

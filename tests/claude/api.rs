@@ -43,7 +43,7 @@ pub enum Answer {
 pub const INPUT_TOKENS: u64 = 1000;
 pub const OUTPUT_TOKENS: u64 = 100;
 
-/// The stand-in. Each turn names its script in its prompt: `[script NAME]`.
+/// The stand-in. Each turn names its script in its prompt: `[script NAME]`; the last of a conversation counts.
 #[derive(Debug, Clone, Default)]
 pub struct Api {
     inner: Arc<Mutex<Inner>>,
@@ -82,7 +82,7 @@ impl Api {
 
     fn answer(&self, request: Value) -> Answer {
         let text = request["messages"].to_string();
-        let name = text.split_once("[script ").and_then(|(_, rest)| rest.split_once(']')).map(|(name, _)| name.to_owned());
+        let name = text.rsplit_once("[script ").and_then(|(_, rest)| rest.split_once(']')).map(|(name, _)| name.to_owned());
         let name = name.unwrap_or_else(|| panic!("a request without a script: {text}"));
         let mut inner = self.lock();
         let seen = inner.requests.entry(name.clone()).or_default();

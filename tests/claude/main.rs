@@ -54,10 +54,19 @@ impl Claude {
     }
 
     async fn enqueue(&self, script: &str, answers: Vec<Answer>) -> String {
+        self.enqueue_with(None, script, answers).await
+    }
+
+    async fn enqueue_in(&self, session: &str, script: &str, answers: Vec<Answer>) -> String {
+        self.enqueue_with(Some(session.to_owned()), script, answers).await
+    }
+
+    async fn enqueue_with(&self, session_id: Option<String>, script: &str, answers: Vec<Answer>) -> String {
         self.api.script(script, answers);
         let turn = Enqueue {
             prompt: format!("[script {script}]"),
             project_id: Some("p1".to_owned()),
+            session_id,
             options: Some(json!({ "model": MODEL })),
             ..Enqueue::default()
         };
@@ -360,5 +369,31 @@ async fn a_command_line_that_the_cli_refuses_says_so(pool: PgPool) {
     assert_eq!(ended.error_code.as_deref(), Some("agent_refused"));
     let message = ended.error_message.unwrap();
     assert!(message.contains("--no-such-flag") && message.contains("build the template with"), "{message}");
+    claude.stop(worker).await;
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn a_conversation_goes_on_in_new_sandboxes_and_a_lost_one_is_said(pool: PgPool) {
+    let claude = Claude::start(pool).await;
+    let worker = claude.worker().await;
+    let first = claude.enqueue_in("chat", "one", vec![Say(vec![Text("I am the first answer.")])]).await;
+    assert_eq!(claude.completed(&first).await, [json!(["content", "I am the first answer."])]);
+    let second =
+        claude.enqueue_in("chat", "two", vec![Say(vec![bash("toolu_01", "echo second")]), Say(vec![Text("I am the second.")])]).await;
+    claude.completed(&second).await;
+    let third = claude.enqueue_in("chat", "three", vec![Say(vec![Text("I am the third.")])]).await;
+    assert_eq!(claude.completed(&third).await, [json!(["content", "I am the third."])]);
+    // What the model was sent: each message and answer of the conversation, once.
+    let sent = claude.api.requests("three")[0]["messages"].to_string();
+    for said in ["[script one]", "I am the first answer.", "[script two]", "toolu_01", "I am the second.", "[script three]"] {
+        assert!(sent.contains(said), "{said} is missing in {sent}");
+    }
+    assert_eq!(claude.e2b.acts("create").await.len(), 3, "each in a sandbox of its own");
+
+    claude.fleet.sql("DELETE FROM turnmill.transcripts WHERE session_id = $1", "chat").await;
+    let fourth = claude.enqueue_in("chat", "four", vec![Say(vec![Text("Who are you?")])]).await;
+    let blocks = claude.completed(&fourth).await;
+    assert!(blocks[0][1].as_str().unwrap().contains("I don't remember"), "{blocks:?}");
+    assert!(!claude.api.requests("four")[0]["messages"].to_string().contains("first answer"));
     claude.stop(worker).await;
 }

@@ -16,6 +16,7 @@ mod hooks;
 mod house;
 mod interleavings;
 mod lost_answers;
+mod memory;
 mod outages;
 mod properties;
 mod queue;

@@ -166,7 +166,16 @@ async fn carry_out(fleet: &Fleet, act: &Act, claims: &mut Vec<Claimed>, referenc
             let journal_offset = reference.offset_of(&job.turn_id);
             let epoch = store.next_epoch().await.unwrap();
             let blocks = some_blocks(blocks);
-            let next = NextAttempt { epoch, journal_offset, blocks: &blocks, resumes: true, usage: None, cost_usd: None, why: &why };
+            let next = NextAttempt {
+                epoch,
+                journal_offset,
+                blocks: &blocks,
+                resumes: true,
+                forgets: false,
+                usage: None,
+                cost_usd: None,
+                why: &why,
+            };
             let seq = store.next_attempt(&job, &next).await.unwrap();
             reference.next_attempt(&job, epoch, blocks.len());
             if let Ok(seq) = seq {

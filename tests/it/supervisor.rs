@@ -138,7 +138,11 @@ fn the_exit_file_tells_status_size_and_the_end_of_stderr() {
     let fault = r#"cat; echo 'say "no" \ to	this: ü' >&2; exit 3"#;
     sandbox.start(1, fault);
     let said = sandbox.wait_for("exited");
-    assert_eq!(said["exit"], json!({ "status": 3, "journal_bytes": 16, "reason": null, "finish": null }), "the input was echoed");
+    assert_eq!(
+        said["exit"],
+        json!({ "status": 3, "journal_bytes": 16, "reason": null, "finish": null, "transcript_bytes": 0 }),
+        "the input was echoed"
+    );
     assert_eq!(said["stderr_tail"], "say \"no\" \\ to\tthis: ü");
     if sandbox.uid.is_some() {
         let exit = sandbox.attempt().join("exit.json");

@@ -100,7 +100,8 @@ async fn refused(call: &str, store: &Store, zombie: &Claimed) -> bool {
         "next_attempt" => {
             let epoch = store.next_epoch().await.unwrap();
             let (usage, cost_usd) = (None, Some(1.0));
-            let next = NextAttempt { epoch, journal_offset: offset, blocks: &blocks, resumes: true, usage, cost_usd, why: &why };
+            let next =
+                NextAttempt { epoch, journal_offset: offset, blocks: &blocks, resumes: true, forgets: false, usage, cost_usd, why: &why };
             store.next_attempt(zombie, &next).await.unwrap() == Err(Fenced)
         }
         "settle" => {
@@ -158,7 +159,16 @@ impl Fleet {
             }
             Loss::WentOnToTheNextAttempt => {
                 let (epoch, journal_offset) = (store.next_epoch().await.unwrap(), lost.journal_offset);
-                let next = NextAttempt { epoch, journal_offset, blocks: &[], resumes: true, usage: None, cost_usd: None, why: &why };
+                let next = NextAttempt {
+                    epoch,
+                    journal_offset,
+                    blocks: &[],
+                    resumes: true,
+                    forgets: false,
+                    usage: None,
+                    cost_usd: None,
+                    why: &why,
+                };
                 store.next_attempt(&lost, &next).await.unwrap().unwrap();
                 // In its own name, but the job of another task of it.
                 self.sql("UPDATE turnmill.jobs SET worker_id = 'other' WHERE turn_id = $1", &lost.turn_id).await;

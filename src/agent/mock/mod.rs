@@ -18,6 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use memory::Memory;
 pub use script::Script;
+use script::Step;
 use speech::Speech;
 
 /// Plays the agent: `--script=NAME|FILE|JSON`, else `TURNMILL_MOCK_SCRIPT`, else `/mock SCRIPT` in the message.
@@ -96,7 +97,8 @@ fn prepare(args: impl Iterator<Item = OsString>) -> anyhow::Result<(Script, Mess
     // Its journal is its standard output: the path says which attempt this is.
     let journal = std::fs::read_link("/proc/self/fd/1").ok();
     note("start", &message, json!({ "resumes": resumes, "sandbox": std::env::var("E2B_SANDBOX_ID").ok(), "journal": journal }))?;
-    Ok((Script::find(name.trim())?, message, Memory::open(&args)?))
+    let memory = Memory::open(&args, &message.uuid, prompt)?;
+    Ok((Script::find(name.trim())?, message, memory))
 }
 
 /// One line per start, and one per end that is not a SIGKILL, in `TURNMILL_MOCK_LEDGER`: how tests and the demo know
@@ -134,7 +136,8 @@ async fn perform(script: &Script, message: &Message, mut memory: Memory) -> Exit
         for (done, step) in script.steps.iter().enumerate().skip(memory.steps()) {
             tokio::time::sleep(script.pause_before(step)).await;
             memory.note(done + 1, speech.events());
-            match speech.step(step) {
+            let recalled = Step::Text(memory.earlier());
+            match speech.step(if *step == Step::Recall { &recalled } else { step }) {
                 speech::Act::Say(lines) => say(&lines),
                 speech::Act::Sleep(time) => tokio::time::sleep(time).await,
                 speech::Act::Hang => std::future::pending::<()>().await,

@@ -31,6 +31,8 @@ pub enum Step {
     Text(String),
     /// A call and, unless it hangs, its result.
     Tool(Tool),
+    /// A text block with the messages of the conversation before this one, a line each.
+    Recall,
     /// A pause.
     SleepMs(u64),
     /// Retries, then the CLI's own words and a failed result; ends with exit code 1.

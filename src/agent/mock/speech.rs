@@ -55,6 +55,8 @@ impl Speech {
         Act::Say(match step {
             Step::Thinking(text) => vec![self.assistant(&json!({ "type": "thinking", "thinking": text }))],
             Step::Text(text) => vec![self.assistant(&json!({ "type": "text", "text": text }))],
+            // Only who runs as a process has a conversation.
+            Step::Recall => vec![self.assistant(&json!({ "type": "text", "text": "" }))],
             Step::Huge(bytes) => vec![self.assistant(&json!({ "type": "text", "text": "m".repeat(*bytes) }))],
             Step::Tool(tool) => {
                 let id = format!("toolu_mock{:04}", self.count);
