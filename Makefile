@@ -54,7 +54,7 @@ lint: setup ## formatting, clippy, docs, .sqlx, dependencies
 	@$(CARGO) fmt --check
 	@$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
 	@$(CARGO) clippy --locked --all-targets -- -D warnings
-	@$(CARGO) clippy --locked --test claude -- -D warnings
+	@$(CARGO) clippy --locked --test claude --test chaos -- -D warnings
 	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --quiet
 	@scripts/with-postgres scripts/sqlx-prepare --check
 	@scripts/deny

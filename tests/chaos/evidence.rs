@@ -58,6 +58,10 @@ pub struct Turn {
     pub error_code: Option<String>,
     pub error_message: Option<String>,
     pub message_uuid: String,
+    /// A conversation was saved after an earlier turn of its session.
+    pub remembers: bool,
+    /// An earlier turn's agent was started after the newest of those.
+    pub gap: bool,
     pub started_ms: Option<i64>,
     pub completed_ms: Option<i64>,
     /// Its row in the queue and what it waits for, if it has not ended.
@@ -92,10 +96,14 @@ pub struct Attempt {
 
 const TURNS: &str =
     "SELECT id, session_id, ordinal, idempotency_key AS key, prompt, status, attempt, generation, blocks, error_code, error_message,
-  message_uuid::text AS message_uuid, (extract(epoch FROM started_at) * 1000)::bigint AS started_ms,
+  message_uuid::text AS message_uuid,
+  EXISTS (SELECT FROM turnmill.transcripts s WHERE s.session_id = t.session_id AND s.ordinal < t.ordinal) AS remembers,
+  coalesce((SELECT max(p.ordinal) FROM turnmill.turns p WHERE p.session_id = t.session_id AND p.ordinal < t.ordinal AND p.attempt > 0), 0)
+    > coalesce((SELECT max(s.ordinal) FROM turnmill.transcripts s WHERE s.session_id = t.session_id AND s.ordinal < t.ordinal), 0) AS gap,
+  (extract(epoch FROM started_at) * 1000)::bigint AS started_ms,
   (extract(epoch FROM completed_at) * 1000)::bigint AS completed_ms,
   (SELECT coalesce(turnmill.wait_reason(id), 'nothing') || ' ' || to_jsonb(j)::text FROM turnmill.jobs j WHERE j.turn_id = id) AS job
-  FROM turnmill.turns ORDER BY created_at";
+  FROM turnmill.turns t ORDER BY created_at";
 
 const BLOCKS: &str = "SELECT turn_id, seq, generation, attempt, type AS kind, content FROM turnmill.blocks ORDER BY turn_id, seq";
 

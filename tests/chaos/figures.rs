@@ -18,12 +18,12 @@ pub fn explain(difference: &Difference, evidence: &Evidence, fleet: &Fleet) -> S
     let Some(turn) = turn else { return format!("DIFFERENCE {check}: {what}") };
     let mut text = format!("DIFFERENCE {check} in {turn}: {what}");
     for line in evidence.history(turn) {
-        text += &format!("\n    {line}");
+        text.extend(["\n    ", line.as_str()]);
     }
     for nth in 0..fleet.workers() {
         let log = fleet.log(&format!("worker-{nth}.log"));
         for line in log.lines().filter(|line| line.contains(turn.as_str())).take(30) {
-            text += &format!("\n    worker {nth}: {line}");
+            text.extend(["\n    ", &format!("worker {nth}: {line}")]);
         }
     }
     text

@@ -11,6 +11,8 @@
 //! | `plant` | plants one lie for each check, which the checker must find |
 //! | `figures` | what is said in the end |
 
+#![allow(clippy::struct_field_names, clippy::maybe_infinite_iter, clippy::assigning_clones)]
+
 mod checker;
 mod evidence;
 mod faults;
@@ -100,7 +102,9 @@ fn repeat(args: &Args) -> String {
 
 async fn run(args: &Args) -> anyhow::Result<bool> {
     if args.plan {
-        faults::plan(args).iter().for_each(|fault| println!("{:>8.3?} {} {:?}", fault.at, fault.kind, fault.what));
+        for fault in faults::plan(args) {
+            println!("{:>8.3?} {} {:?}", fault.at, fault.kind, fault.what);
+        }
         return Ok(true);
     }
     let since = Instant::now();

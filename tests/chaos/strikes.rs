@@ -142,9 +142,9 @@ async fn hold_turns(fleet: &Fleet, nth: u32, time: Duration, commit: bool) -> an
         .await?;
     sleep(time).await;
     if commit {
-        tx.commit().await?
+        tx.commit().await?;
     } else {
-        tx.rollback().await?
+        tx.rollback().await?;
     }
     Ok(())
 }

@@ -50,8 +50,19 @@ fn of_turn(evidence: &Evidence, turn: &Turn, tries: &[Played], blocks: &[Block])
     let mut counted = 0;
     for (generation, attempts) in &attempts {
         for (nth, attempt) in attempts.iter().enumerate() {
-            let said = said(*generation, *attempt);
+            let mut said = said(*generation, *attempt);
             counted += said.len();
+            // Before all else it says what of the session it has lost, and nothing where it has lost nothing.
+            let tells = said.first().is_some_and(|block| block[1]["kind"] == "context_lost");
+            if tells != (nth == 0 && turn.gap) && !(said.is_empty() && turn.gap) {
+                return Err(format!(
+                    "generation {generation}, attempt {attempt}: context_lost is said: {tells}, a gap is there: {}",
+                    turn.gap
+                ));
+            }
+            if tells {
+                said.remove(0);
+            }
             let last = nth + 1 == attempts.len();
             let Some(played) = tries.get(nth) else {
                 return Err(format!("attempt {attempt} has no part in its script"));

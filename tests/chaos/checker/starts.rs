@@ -23,9 +23,11 @@ pub fn check(evidence: &Evidence, fates: &BTreeMap<String, Life>, found: &mut Ve
             if !attempts.iter().any(|attempt| i64::from(attempt.attempt) == run.attempt) {
                 differs(found, "starts", Some(&turn.id), format!("no attempt is on record for this start: {run:?}"));
             }
-            // The first attempt of each generation begins afresh, every other goes on.
+            // The first attempt of each generation goes on from the turns before, if their conversation was saved; every
+            // other from the attempt before.
             let generation = |attempt: i64| attempts.iter().find(|a| i64::from(a.attempt) == attempt).map(|a| a.generation);
-            let goes_on = run.attempt > 1 && generation(run.attempt - 1) == generation(run.attempt);
+            let first = run.attempt == 1 || generation(run.attempt - 1) != generation(run.attempt);
+            let goes_on = !first || turn.remembers;
             if goes_on != run.resumes {
                 differs(found, "starts", Some(&turn.id), format!("attempt {} resumes: {}", run.attempt, run.resumes));
             }
