@@ -6,7 +6,10 @@ use clap::Parser as _;
 use turnmill::cli::{Cli, Command};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return turnmill::cli::explain(&error),
+    };
     // The stand-in agent plays another program: its own output, exit codes and runtime.
     if let Command::Agent(agent) = cli.command {
         return agent.run();

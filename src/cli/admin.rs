@@ -150,7 +150,7 @@ impl Pools {
                 pool.held,
                 pool.cap,
                 pool.ready,
-                pool.template,
+                paint::line(&pool.template),
                 paint::short(&pool.agent.join(" "), 60)
             );
         }
@@ -205,7 +205,7 @@ impl Tenants {
             anstream::println!(
                 "{}{}{}  weight {}, {} running{limit}, {} ready",
                 paint::BOLD,
-                tenant.id,
+                paint::line(&tenant.id),
                 paint::OFF,
                 tenant.weight,
                 tenant.running,
@@ -242,19 +242,21 @@ impl FleetArgs {
             store.fork_fleet(&name).await?;
         }
         let fleet = store.fleet().await?;
-        anstream::println!("{}{}{}  {}", paint::BOLD, fleet.name, paint::OFF, fleet.id);
+        anstream::println!("{}{}{}  {}", paint::BOLD, paint::line(&fleet.name), paint::OFF, fleet.id);
         for worker in store.workers().await? {
             let state = match (worker.state.as_str(), worker.alive) {
                 ("gone", _) => "gone",
                 (_, false) => "lease ran out",
                 (state, true) => state,
             };
-            anstream::println!("  {}  {state}, {}/{} turns, {}", worker.id, worker.turns, worker.turns_max, worker.version);
+            let (id, version) = (paint::line(&worker.id), paint::line(&worker.version));
+            anstream::println!("  {id}  {state}, {}/{} turns, {version}", worker.turns, worker.turns_max);
         }
         for correction in store.corrections(10).await? {
             let done =
                 correction.done_at.map_or("within its grace".to_owned(), |at| format!("put right {}", at.format("%Y-%m-%d %H:%M:%S")));
-            anstream::println!("  {} {}: {}; {done}", correction.kind, correction.subject, correction.reason);
+            let (subject, reason) = (paint::line(&correction.subject), paint::line(&correction.reason));
+            anstream::println!("  {} {subject}: {reason}; {done}", correction.kind);
         }
         Ok(ExitCode::SUCCESS)
     }

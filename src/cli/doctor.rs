@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use secrecy::ExposeSecret as _;
 
-use super::{on_path, paint, store};
+use super::{complain, on_path, paint, store};
 use crate::config::Config;
 use crate::keys::Credentials;
 use crate::store::Store;
@@ -17,7 +17,7 @@ pub async fn run(config: &Config) -> anyhow::Result<ExitCode> {
             report.good("database", "reachable");
             database(&mut report, config, &store).await;
         }
-        Err(error) => report.bad("database", &format!("{error:#}")),
+        Err(error) => report.bad("database", &complain::text(&error)),
     }
     e2b(&mut report, config).await;
     match Credentials::from_environment(|name| std::env::var(name).ok()).source() {
@@ -30,7 +30,7 @@ pub async fn run(config: &Config) -> anyhow::Result<ExitCode> {
     }
     match crate::local::postgres::find_bin() {
         Ok(path) => report.good("postgres", &format!("{} (for turnmill dev and demo)", path.display())),
-        Err(error) => report.note("postgres", &format!("{error:#}")),
+        Err(error) => report.note("postgres", &complain::text(&error)),
     }
     Ok(report.end())
 }
@@ -38,11 +38,11 @@ pub async fn run(config: &Config) -> anyhow::Result<ExitCode> {
 async fn database(report: &mut Report, config: &Config, store: &Store) {
     match store.check_schema().await {
         Ok(()) => report.good("schema", "up to date"),
-        Err(error) => return report.bad("schema", &format!("{error:#}")),
+        Err(error) => return report.bad("schema", &complain::text(&error)),
     }
     match store.expect_fleet(&config.fleet).await {
         Ok(fleet) => report.good("fleet", &format!("{} ({})", fleet.name, fleet.id)),
-        Err(error) => report.bad("fleet", &format!("{error:#}")),
+        Err(error) => report.bad("fleet", &complain::text(&error)),
     }
     match store.pools().await {
         Ok(pools) => {
@@ -61,12 +61,12 @@ async fn database(report: &mut Report, config: &Config, store: &Store) {
                 }
             }
         }
-        Err(error) => report.bad("pools", &error.to_string()),
+        Err(error) => report.bad("pools", &complain::text(&error.into())),
     }
     match store.workers().await.map(|all| all.into_iter().filter(|w| w.alive).count()) {
         Ok(0) => report.note("workers", "none is running; start one: turnmill worker"),
         Ok(n) => report.good("workers", &format!("{n} alive")),
-        Err(error) => report.bad("workers", &error.to_string()),
+        Err(error) => report.bad("workers", &complain::text(&error.into())),
     }
 }
 
@@ -76,7 +76,7 @@ async fn e2b(report: &mut Report, config: &Config) {
     }
     let client = match crate::worker::client(config) {
         Ok(client) => client,
-        Err(error) => return report.bad("sandboxes", &format!("{error:#}")),
+        Err(error) => return report.bad("sandboxes", &complain::text(&error)),
     };
     match client.list(&[("turnmill_fleet", "doctor")]).await {
         Ok(_) => report.good("sandboxes", "E2B takes our key"),
@@ -92,17 +92,17 @@ struct Report {
 impl Report {
     #[expect(clippy::unused_self, reason = "the three verdicts read alike")]
     fn good(&mut self, what: &str, text: &str) {
-        anstream::println!("{}✓{} {what:<10} {text}", paint::GOOD, paint::OFF);
+        anstream::println!("{}✓{} {what:<10} {}", paint::GOOD, paint::OFF, paint::safe(text));
     }
 
     #[expect(clippy::unused_self, reason = "the three verdicts read alike")]
     fn note(&mut self, what: &str, text: &str) {
-        anstream::println!("{}•{} {what:<10} {text}", paint::WARN, paint::OFF);
+        anstream::println!("{}•{} {what:<10} {}", paint::WARN, paint::OFF, paint::safe(text));
     }
 
     fn bad(&mut self, what: &str, text: &str) {
         self.bad += 1;
-        anstream::println!("{}✗{} {what:<10} {text}", paint::BAD, paint::OFF);
+        anstream::println!("{}✗{} {what:<10} {}", paint::BAD, paint::OFF, paint::safe(text));
     }
 
     fn end(self) -> ExitCode {

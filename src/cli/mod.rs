@@ -4,10 +4,12 @@ mod admin;
 mod agent;
 mod bench;
 mod children;
+mod complain;
 mod demo;
 mod dev;
 mod doctor;
 mod local;
+mod logs;
 mod paint;
 mod smoke;
 mod turns;
@@ -22,10 +24,12 @@ use clap::{Args, Parser, Subcommand};
 use secrecy::ExposeSecret as _;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
-use tracing_subscriber::EnvFilter;
 
 use crate::config::Config;
 use crate::store::Store;
+
+pub use complain::{complain, explain};
+pub use logs::logging;
 
 const AFTER_HELP: &str = "\
 First steps, with nothing set up:
@@ -131,42 +135,6 @@ impl Cli {
             Command::Agent(agent) => Ok(agent.run()),
         }
     }
-}
-
-/// Logs to stderr: services say what they do, other commands only what goes wrong.
-pub fn logging(wanted: &str, service: bool) {
-    let json = wanted.ends_with("+json");
-    let wanted = wanted.trim_end_matches("+json");
-    let fallback = if service { "info,sqlx=warn,apalis=warn,apalis_core=warn" } else { "warn" };
-    let filter = EnvFilter::try_new(if wanted.is_empty() { fallback } else { wanted }).unwrap_or_else(|_| EnvFilter::new(fallback));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if json {
-        builder.json().init();
-    } else {
-        builder.with_target(false).with_ansi(anstream::stderr().is_terminal_like()).init();
-    }
-}
-
-/// Prints an error with its causes, and what Postgres adds as a hint.
-pub fn complain(error: &anyhow::Error) {
-    let mut text = String::new();
-    for cause in error.chain() {
-        let said = match cause.downcast_ref::<sqlx::Error>() {
-            Some(sqlx::Error::Database(db)) => {
-                let hint = db.try_downcast_ref::<sqlx::postgres::PgDatabaseError>().and_then(|e| e.hint());
-                format!("{}{}", db.message(), hint.map(|h| format!("\n  {h}")).unwrap_or_default())
-            }
-            _ => cause.to_string(),
-        };
-        // Some errors repeat their source in their own text.
-        if !text.contains(&said) {
-            if !text.is_empty() {
-                text.push_str(": ");
-            }
-            text.push_str(&said);
-        }
-    }
-    anstream::eprintln!("{}error:{} {text}", paint::BAD, paint::OFF);
 }
 
 /// The database of the configuration, or of a `turnmill dev` on this machine.

@@ -47,3 +47,16 @@ pub fn short(text: &str, max: usize) -> String {
     let line = safe(text).replace(['\n', '\t'], " ");
     if line.chars().count() <= max { line } else { format!("{}…", line.chars().take(max.saturating_sub(1)).collect::<String>()) }
 }
+
+/// A foreign id, name or reason, whole, on one line.
+pub fn line(text: &str) -> String {
+    short(text, usize::MAX)
+}
+
+/// A JSON line: the same value, with nothing in it that a terminal would obey.
+pub fn json(value: &impl serde::Serialize) -> serde_json::Result<String> {
+    let text = serde_json::to_string(value)?;
+    // Where they are at all in JSON, they are in a string.
+    let steers = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    Ok(text.chars().map(|c| if steers(c) { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() }).collect())
+}

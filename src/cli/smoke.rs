@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{paint, store, watch};
+use super::{complain, paint, store, watch};
 use crate::config::Config;
 use crate::keys::Credentials;
 use crate::store::{BlockRow, Enqueue, Store, TurnRow};
@@ -67,7 +67,7 @@ impl Smoke {
         match tried {
             Ok(()) => Ok(ExitCode::SUCCESS),
             Err(error) => {
-                anstream::println!("{}✗{} {error:#}", paint::BAD, paint::OFF);
+                anstream::println!("{}✗{} {}", paint::BAD, paint::OFF, complain::text(&error));
                 Ok(ExitCode::FAILURE)
             }
         }
@@ -167,7 +167,7 @@ impl Smoke {
 }
 
 fn good(text: &str) {
-    anstream::println!("{}✓{} {text}", paint::GOOD, paint::OFF);
+    anstream::println!("{}✓{} {}", paint::GOOD, paint::OFF, paint::safe(text));
 }
 
 async fn until<T, F: Future<Output = anyhow::Result<Option<T>>>>(max: Duration, look: impl Fn() -> F) -> anyhow::Result<Option<T>> {

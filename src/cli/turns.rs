@@ -80,16 +80,17 @@ impl EnqueueArgs {
 
 fn show_receipt(receipt: &Receipt, json: bool) -> anyhow::Result<()> {
     if json {
-        anstream::println!("{}", serde_json::to_string(receipt)?);
+        anstream::println!("{}", paint::json(receipt)?);
         return Ok(());
     }
-    let Some(turn) = &receipt.turn_id else {
-        anstream::println!("{}rejected{}  session {} is busy; nothing was enqueued", paint::BAD, paint::OFF, receipt.session_id);
+    let session = paint::line(&receipt.session_id);
+    let Some(turn) = receipt.turn_id.as_deref().map(paint::line) else {
+        anstream::println!("{}rejected{}  session {session} is busy; nothing was enqueued", paint::BAD, paint::OFF);
         return Ok(());
     };
     let ahead = if receipt.queue_position > 0 { format!(", {} before it", receipt.queue_position) } else { String::new() };
     let waits = receipt.waits_for.as_ref().map(|why| format!(", waits: {why}")).unwrap_or_default();
-    anstream::println!("{}{turn}{}  {}{ahead}{waits}, session {}", paint::BOLD, paint::OFF, receipt.disposition, receipt.session_id);
+    anstream::println!("{}{turn}{}  {}{ahead}{waits}, session {session}", paint::BOLD, paint::OFF, receipt.disposition);
     Ok(())
 }
 
@@ -147,7 +148,7 @@ impl Turns {
     pub async fn run(self, config: &Config) -> anyhow::Result<ExitCode> {
         for turn in store(config).await?.turns(self.status.as_deref(), self.limit).await? {
             if self.json {
-                anstream::println!("{}", serde_json::to_string(&turn)?);
+                anstream::println!("{}", paint::json(&turn)?);
                 continue;
             }
             let style = paint::status(&turn.status);
@@ -155,7 +156,7 @@ impl Turns {
             let cost = turn.cost_usd.map(|usd| format!(" ${usd:.4}")).unwrap_or_default();
             anstream::println!(
                 "{}  {style}{:<11}{}{why}{cost}  {}{}{}  {}",
-                turn.id,
+                paint::line(&turn.id),
                 turn.status,
                 paint::OFF,
                 paint::DIM,
@@ -182,7 +183,7 @@ impl Cancel {
     /// Runs it.
     pub async fn run(self, config: &Config) -> anyhow::Result<ExitCode> {
         let status = store(config).await?.cancel(&self.turn, self.reason.as_deref()).await?;
-        anstream::println!("{}  {}{status}{}", self.turn, paint::status(&status), paint::OFF);
+        anstream::println!("{}  {}{status}{}", paint::line(&self.turn), paint::status(&status), paint::OFF);
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -54,7 +54,7 @@ pub async fn follow(store: &Store, turn_id: &str, json: bool) -> anyhow::Result<
             if generation.replace(block.generation).is_some_and(|before| before != block.generation) && !json {
                 anstream::println!("{}── the sandbox was lost; the turn starts over ──{}", paint::WARN, paint::OFF);
             }
-            if json { anstream::println!("{}", serde_json::to_string(block)?) } else { print(block) }
+            if json { anstream::println!("{}", paint::json(block)?) } else { print(block) }
         }
         if matches!(reading.status.as_str(), "completed" | "failed" | "cancelled") && reading.blocks.is_empty() {
             return finish(&reading, json);
@@ -74,7 +74,7 @@ pub async fn follow(store: &Store, turn_id: &str, json: bool) -> anyhow::Result<
 fn finish(reading: &Reading, json: bool) -> anyhow::Result<ExitCode> {
     if json {
         let end = serde_json::json!({ "status": reading.status, "error_code": reading.error_code, "error_message": reading.error_message });
-        anstream::println!("{}", serde_json::to_string(&end)?);
+        anstream::println!("{}", paint::json(&end)?);
     } else {
         let why = match (&reading.error_code, &reading.error_message) {
             (Some(code), Some(message)) => format!(": {code}: {}", paint::safe(message)),

@@ -12,17 +12,17 @@ use tokio::process::{Child, Command};
 
 use crate::harness::{Fleet, LocalE2b, Running, TURNMILL, until, use_mock};
 
-fn turnmill(args: &[&str]) -> Command {
+pub fn turnmill(args: &[&str]) -> Command {
     let mut command = Command::new(TURNMILL);
     command.args(args).env_remove("DATABASE_URL").env("XDG_RUNTIME_DIR", "/nonexistent").kill_on_drop(true).stdin(Stdio::null());
     command
 }
 
-fn said(output: &Output) -> String {
+pub fn said(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-async fn fails(command: &mut Command, expected: &[&str]) {
+pub async fn fails(command: &mut Command, expected: &[&str]) {
     let output = command.output().await.unwrap();
     let said = said(&output);
     assert_eq!(output.status.code(), Some(1), "{said}");
@@ -32,7 +32,7 @@ async fn fails(command: &mut Command, expected: &[&str]) {
     assert!(!said.contains("panicked"), "{said}");
 }
 
-fn interrupt(child: &Child) {
+pub fn interrupt(child: &Child) {
     let pid = i32::try_from(child.id().unwrap()).unwrap();
     kill_process(Pid::from_raw(pid).unwrap(), Signal::INT).unwrap();
 }
@@ -191,7 +191,7 @@ async fn the_stand_in_agent_stops_at_sigint_as_the_real_one_does() {
 }
 
 /// Everything that a command made in its temporary directory, and every process that has it in its environment.
-async fn nothing_is_left(place: &Path) {
+pub async fn nothing_is_left(place: &Path) {
     let mark = format!("TMPDIR={}", place.display());
     until("no process is left", || async {
         let processes = std::fs::read_dir("/proc").unwrap().flatten();

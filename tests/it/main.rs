@@ -6,6 +6,7 @@ mod harness;
 mod agents;
 mod captures;
 mod commands;
+mod complaints;
 mod crash;
 mod end_to_end;
 mod enqueue;
