@@ -34,18 +34,19 @@ enum PoolCommand {
 #[derive(Debug, Args)]
 struct PoolSet {
     /// The pool
+    #[arg(value_parser = name)]
     name: String,
     /// Most sandboxes at once, in the whole fleet
     #[arg(long, value_parser = clap::value_parser!(i32).range(0..=10000))]
     cap: Option<i32>,
     /// E2B template, id or alias
-    #[arg(long)]
+    #[arg(long, value_parser = clap::builder::NonEmptyStringValueParser::new())]
     template: Option<String>,
     /// The agent's command line, split at blanks; "mock" for the stand-in
-    #[arg(long, value_name = "COMMAND")]
-    agent: Option<String>,
+    #[arg(long, value_name = "COMMAND", value_parser = agent)]
+    agent: Option<Agent>,
     /// Directory in the sandbox where agent and hooks start; "" for the home of their user
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = workdir)]
     workdir: Option<String>,
     /// Seconds after which a turn is stopped
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(i32).range(1..))]
@@ -84,6 +85,27 @@ pub fn mock_agent() -> Vec<String> {
     ["turnmill", "agent", "mock", "--session-id={session}"].map(str::to_owned).to_vec()
 }
 
+/// An agent's command line, a word an element.
+#[derive(Debug, Clone)]
+pub struct Agent(pub Vec<String>);
+
+/// Reads one: "mock", or words.
+pub fn agent(value: &str) -> Result<Agent, String> {
+    let words: Vec<_> = if value == "mock" { mock_agent() } else { value.split_whitespace().map(str::to_owned).collect() };
+    if words.is_empty() { Err("give a program and its arguments, or \"mock\"".to_owned()) } else { Ok(Agent(words)) }
+}
+
+/// The name of a pool or a fleet.
+fn name(value: &str) -> Result<String, String> {
+    let may = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let good = value.starts_with(may) && value.len() <= 63 && value.chars().all(|c| may(c) || "_.-".contains(c));
+    if good { Ok(value.to_owned()) } else { Err("give up to 63 of a-z, 0-9, \"_\", \".\", \"-\", a letter or a digit first".to_owned()) }
+}
+
+fn workdir(value: &str) -> Result<String, String> {
+    if value.is_empty() || value.starts_with('/') { Ok(value.to_owned()) } else { Err("give a path from the root, or \"\"".to_owned()) }
+}
+
 /// Creates a second; `None` = no limit.
 #[derive(Debug, Clone, Copy)]
 struct Rate(Option<f64>);
@@ -113,16 +135,11 @@ impl Pools {
     pub async fn run(self, config: &Config) -> anyhow::Result<ExitCode> {
         let store = store(config).await?;
         if let Some(PoolCommand::Set(set)) = self.what {
-            let agent = match set.agent.as_deref() {
-                Some("mock") => Some(mock_agent()),
-                Some(words) => Some(words.split_whitespace().map(str::to_owned).collect::<Vec<_>>()),
-                None => None,
-            };
             let state = if set.pause { Some("paused") } else { set.resume.then_some("active") };
             let change = PoolChange {
                 cap: set.cap,
                 template: set.template,
-                agent,
+                agent: set.agent.map(|agent| agent.0),
                 agent_env: None,
                 workdir: set.workdir,
                 turn_timeout_s: set.turn_timeout,
@@ -230,6 +247,7 @@ enum FleetCommand {
     /// Give this database a new fleet id and name, so that it touches none of its original's sandboxes
     Fork {
         /// What workers are then configured with (TURNMILL_FLEET)
+        #[arg(value_parser = name)]
         name: String,
     },
 }

@@ -25,10 +25,10 @@ use crate::worker::Worker;
 #[derive(Debug, Args)]
 pub struct Dev {
     /// Use this agent: "mock", or a command line; by default claude if it and a key are there
-    #[arg(long, value_name = "COMMAND")]
-    agent: Option<String>,
+    #[arg(long, value_name = "COMMAND", value_parser = admin::agent)]
+    agent: Option<admin::Agent>,
     /// Most sandboxes at once
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(i32).range(1..=10000))]
     cap: i32,
 }
 
@@ -76,9 +76,8 @@ impl Dev {
 
     /// `None`: the pool's own command line, the real Claude Code.
     fn agent(&self, credentials: &Credentials) -> Option<Vec<String>> {
-        match self.agent.as_deref() {
-            Some("mock") => Some(admin::mock_agent()),
-            Some(words) => Some(words.split_whitespace().map(str::to_owned).collect()),
+        match &self.agent {
+            Some(agent) => Some(agent.0.clone()),
             None if credentials.source().is_some() && on_path("claude").is_some() => None,
             None => Some(admin::mock_agent()),
         }

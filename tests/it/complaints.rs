@@ -42,3 +42,33 @@ async fn nothing_that_somebody_else_named_steers_the_terminal(pool: PgPool) {
         assert!(!text.contains("\u{1b}]") && !text.contains("\u{1b}[2J"), "{text:?}");
     }
 }
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn a_bad_argument_is_refused_with_what_would_be_a_good_one(pool: PgPool) {
+    let url = pool.connect_options().to_url_lossy().to_string();
+    // What everybody's SQL refuses, and what the command line itself does.
+    let refused: [(&[&str], i32, &str); 12] = [
+        (&["enqueue", "hi", "--id", ""], 1, "turn_id is empty\n  Give a text of 1 to 255 characters."),
+        (&["enqueue", "hi", "--session", ""], 1, "session_id is empty"),
+        (&["enqueue", "hi", "--key", ""], 1, "idempotency_key is empty"),
+        (&["enqueue", "hi", "--project", ""], 1, "project_id is empty"),
+        (&["enqueue", "hi", "--option", "max_turns=many"], 1, "option \"max_turns\" is \"many\"\n  Give a whole number"),
+        (&["tenant", "set", ""], 1, "the tenant's id is empty"),
+        (&["pool", "set", "Big Pool"], 2, "give up to 63 of a-z"),
+        (&["pool", "set", "big", "--agent", " "], 2, "give a program and its arguments"),
+        (&["pool", "set", "big", "--workdir", "src"], 2, "give a path from the root"),
+        (&["pool", "set", "big", "--template", ""], 2, "a value is required"),
+        (&["fleet", "fork", "-x"], 2, "unexpected argument"),
+        (&["fleet", "fork", "Prod"], 2, "give up to 63 of a-z"),
+    ];
+    for (args, code, words) in refused {
+        let output = turnmill(args).env("DATABASE_URL", &url).output().await.unwrap();
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {}", said(&output));
+        assert!(said(&output).contains(words), "{args:?}: {}", said(&output));
+    }
+    let made: i64 = sqlx::query_scalar("SELECT (SELECT count(*) FROM turnmill.sessions) + (SELECT count(*) FROM turnmill.pools) - 1")
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+    assert_eq!(made, 0, "nothing was half done");
+}

@@ -110,6 +110,59 @@ async fn bad_input_is_refused_with_what_to_do_and_leaves_nothing(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn no_bad_argument_gets_as_far_as_a_constraint(pool: PgPool) {
+    let fleet = Fleet::new(pool);
+    fleet.enqueue_in("hi", Some("sess_1")).await;
+    let enqueues = [
+        ("project_id => ''", "project_id is empty | Give a text of 1 to 255 characters"),
+        ("project_id => repeat('p', 256)", "project_id has 256 characters, more than the limit of 255 | Give"),
+        ("project_id => 'p1', session_id => ''", "session_id is empty | Give"),
+        ("project_id => 'p1', session_id => repeat('s', 256)", "session_id has 256 characters"),
+        ("project_id => 'p1', turn_id => ''", "turn_id is empty | Give"),
+        ("project_id => 'p1', turn_id => repeat('t', 256)", "turn_id has 256 characters"),
+        ("project_id => 'p1', idempotency_key => ''", "idempotency_key is empty | Give"),
+        ("session_id => 'sess_1', idempotency_key => repeat('k', 256)", "idempotency_key has 256 characters"),
+        ("session_id => 'sess_1', tenant_id => ''", "tenant_id is empty | Give"),
+        ("project_id => 'p1', tenant_id => repeat('t', 256)", "tenant_id has 256 characters"),
+        ("project_id => 'p1', options => NULL", "options is not a JSON object | For example"),
+        ("project_id => 'p1', options => 'null'", "options is not a JSON object | For example"),
+        ("project_id => 'p1', priority => NULL", "priority is null | Give a whole number"),
+        ("project_id => 'p1', on_busy => ''", "on_busy is \"\" | It is queue"),
+        ("project_id => 'p1', options => '{\"model\": true}'", "option \"model\" is neither a text nor a number | Give it as {\"model\""),
+        ("project_id => 'p1', options => '{\"max_turns\": \"abc\"}'", "option \"max_turns\" is \"abc\" | Give a whole number"),
+        ("project_id => 'p1', options => '{\"max_turns\": 1.5}'", "option \"max_turns\" is \"1.5\" | Give a whole number"),
+        ("project_id => 'p1', options => '{\"max_budget_usd\": \"-1\"}'", "option \"max_budget_usd\" is \"-1\" | Give a number"),
+    ];
+    let enqueues = enqueues.map(|(arguments, expected)| (format!("SELECT turnmill.enqueue_turn('x', {arguments})"), expected));
+    let others = [
+        ("SELECT turnmill.set_session('sess_1', 'bad')", "on_busy is \"bad\" | It is queue, reject or interrupt."),
+        ("SELECT turnmill.set_session('sess_1', NULL)", "on_busy is null | It is"),
+        ("SELECT turnmill.set_tenant('')", "the tenant's id is empty | Give"),
+        ("SELECT turnmill.set_tenant(NULL)", "the tenant's id is null | Give"),
+        ("SELECT turnmill.set_tenant('t', weight => 0)", "weight is 0 | Give a number above 0"),
+        ("SELECT turnmill.set_tenant('t', weight => 'NaN')", "weight is NaN | Give"),
+        ("SELECT turnmill.set_tenant('t', running_max => -1)", "running_max is -1 | Give a whole number from 0"),
+    ];
+    for (statement, expected) in enqueues.into_iter().chain(others.map(|(statement, expected)| (statement.to_owned(), expected))) {
+        let refused = fleet.refused(&statement).await;
+        assert!(refused.starts_with(&format!("TM400 {expected}")), "{statement}\n got {refused}");
+    }
+    let refused = fleet.refused("SELECT turnmill.set_session('nope', 'queue')").await;
+    assert!(refused.starts_with("TM404 there is no session \"nope\" | A session is made with its first turn"), "{refused}");
+    let left: (i64, i64, i64) = sqlx::query_as(
+        "SELECT (SELECT count(*) FROM turnmill.turns), (SELECT count(*) FROM turnmill.sessions), (SELECT count(*) FROM turnmill.tenants)",
+    )
+    .fetch_one(&fleet.pool)
+    .await
+    .unwrap();
+    assert_eq!(left, (1, 1, 0), "the good one");
+    // Numbers as texts are what a command line gives.
+    let good =
+        "SELECT turnmill.enqueue_turn('x', project_id => repeat('p', 255), options => '{\"max_turns\": \"3\", \"max_budget_usd\": 0.001}')";
+    sqlx::raw_sql(good).execute(&fleet.pool).await.unwrap();
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
 async fn the_limit_of_a_prompt_is_configurable_and_a_prompt_at_the_limit_is_taken(pool: PgPool) {
     let fleet = Fleet::new(pool);
     sqlx::raw_sql("SELECT turnmill.enqueue_turn(repeat('x', 1048576), project_id => 'p1')").execute(&fleet.pool).await.unwrap();

@@ -181,8 +181,8 @@ impl Fleet {
     }
 
     /// Fails as Postgres does; the error's code, message and hint in one text.
-    pub async fn refused(&self, statement: &'static str) -> String {
-        let error = sqlx::raw_sql(statement).execute(&self.pool).await.expect_err("this should be refused");
+    pub async fn refused(&self, statement: &str) -> String {
+        let error = sqlx::raw_sql(sqlx::AssertSqlSafe(statement.to_owned())).execute(&self.pool).await.expect_err("this should be refused");
         let error = error.into_database_error().unwrap();
         let hint = error.downcast_ref::<sqlx::postgres::PgDatabaseError>().hint().unwrap_or_default().to_owned();
         format!("{} {} | {hint}", error.code().unwrap_or_default(), error.message())
