@@ -85,7 +85,7 @@ impl Stage {
         anstream::println!("{}One turn, two workers, one kill -9.{}\n", paint::BOLD, paint::OFF);
         let home = postgres::passable_tempdir("turnmill-demo-")?;
         let postgres = Postgres::start(&home.path().join("postgres"), postgres::Options::default()).await?;
-        let store = Store::connect(&store::Options::new(&postgres.url(), 4)).await?;
+        let store = Store::connect(&store::Options::new(&postgres.url(), 4), store::PATIENCE).await?;
         store.migrate().await?;
         prepare_pool(&store, home.path()).await?;
         anstream::println!("  postgres   {}", postgres.url());

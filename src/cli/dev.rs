@@ -15,7 +15,7 @@ use super::{admin, on_path, paint, stop_on_signal};
 use crate::config::Config;
 use crate::keys::Credentials;
 use crate::local::{e2b, postgres};
-use crate::store::{PoolChange, Store};
+use crate::store::{self, PoolChange, Store};
 use crate::worker::Worker;
 
 /// Run everything here: a private Postgres (or DATABASE_URL), the local sandboxes, a worker.
@@ -44,7 +44,7 @@ impl Dev {
         } else {
             None
         };
-        let store = Store::connect(&config.database.options(config.database.url.expose_secret())).await?;
+        let store = Store::connect(&config.database.options(config.database.url.expose_secret()), store::PATIENCE).await?;
         store.migrate().await?;
 
         let server = TaskTracker::new();

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::config::Config;
-use crate::store::Store;
+use crate::store::{PATIENCE, Store};
 
 pub use complain::{complain, explain};
 pub use logs::logging;
@@ -145,7 +145,7 @@ async fn store(config: &Config) -> anyhow::Result<Store> {
     } else {
         configured.to_owned()
     };
-    Store::connect(&config.database.options(&url)).await
+    Store::connect(&config.database.options(&url), PATIENCE).await
 }
 
 /// Cancelled by the first SIGINT or SIGTERM; the second ends the process at once.

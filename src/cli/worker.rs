@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
@@ -12,6 +13,9 @@ use super::{DatabaseArg, stop_on_signal};
 use crate::config::Config;
 use crate::keys::Credentials;
 use crate::store::Store;
+
+/// How long it waits for a Postgres that refuses connections: one that is just restarted costs no start of a worker.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Take turns from the queue and run them, until SIGTERM.
 #[derive(Debug, Args)]
@@ -38,7 +42,7 @@ impl Worker {
             !config.e2b.api_key.expose_secret().is_empty(),
             "E2B_API_KEY is not set; a worker needs an E2B account, or a server like it (E2B_API_URL)"
         );
-        let store = Store::connect(&config.database.options(url)).await?;
+        let store = Store::connect(&config.database.options(url), PATIENCE).await?;
         let stop = stop_on_signal()?;
         let background = TaskTracker::new();
         let credentials = Credentials::from_environment(|name| std::env::var(name).ok());

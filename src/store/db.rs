@@ -14,8 +14,8 @@ use futures::future::BoxFuture;
 use futures::stream::{BoxStream, TryStreamExt as _};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions, PgQueryResult, PgRow, PgStatement, PgTypeInfo, Postgres};
-use sqlx::{AssertSqlSafe, Describe, Either, Execute, Executor, SqlStr};
-use tokio::time::timeout;
+use sqlx::{AssertSqlSafe, Connection as _, Describe, Either, Execute, Executor, SqlStr};
+use tokio::time::{Instant, sleep, timeout};
 
 /// How long statements and their waits for locks may take, and what is between us and Postgres.
 #[derive(Debug, Clone, Copy)]
@@ -163,6 +163,29 @@ impl Tx {
 impl Drop for Tx {
     fn drop(&mut self) {
         drop(self.connection.take().map(PoolConnection::detach));
+    }
+}
+
+/// How long a server may take to greet one connection.
+const GREETING_MAX: Duration = Duration::from_secs(5);
+
+/// Makes one connection and ends it; tries again for as long as `patience` while nobody listens there yet.
+pub(super) async fn reachable(to: &PgConnectOptions, patience: Duration) -> sqlx::Result<()> {
+    let since = Instant::now();
+    loop {
+        match within(GREETING_MAX, PgConnection::connect_with(to)).await {
+            Ok(connection) => return connection.close().await,
+            Err(error) if starting(&error) && since.elapsed() < patience => sleep(Duration::from_millis(100)).await,
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn starting(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(error) => error.kind() == std::io::ErrorKind::ConnectionRefused,
+        sqlx::Error::Database(error) => error.code().as_deref() == Some("57P03"),
+        _ => false,
     }
 }
 

@@ -33,6 +33,8 @@ mod transcripts;
 mod turns;
 mod workers;
 
+use std::time::Duration;
+
 use anyhow::Context as _;
 use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
@@ -61,6 +63,9 @@ pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!();
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("fenced: another worker has this turn, or it has ended")]
 pub struct Fenced;
+
+/// How long a command waits for a server that refuses connections: it may be starting.
+pub const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Where the database is and how to use it.
 #[derive(Debug, Clone)]
@@ -98,12 +103,14 @@ impl Store {
         Self { pool: Db::over(pool.clone()), heartbeats: Db::over(pool.clone()), direct: Some(pool) }
     }
 
-    /// Connects. Fails within seconds, with a text that says which URL (without its password) and what to do.
-    pub async fn connect(options: &Options) -> anyhow::Result<Self> {
+    /// Connects. Fails within seconds, with a text that says which URL (without its password), what was wrong there and
+    /// what to do. A server that is just starting is waited for, for as long as `patience`.
+    pub async fn connect(options: &Options, patience: Duration) -> anyhow::Result<Self> {
         let store = Self::lazy(options)?;
         let to = store.pool.pool().connect_options();
         let place = format!("{}:{}/{}", to.get_host(), to.get_port(), to.get_database().unwrap_or("postgres"));
-        store.ping().await.with_context(|| {
+        // Apart from the pool, which would try for longer and then forget why in vain.
+        db::reachable(&to, patience).await.with_context(|| {
             format!("can't reach Postgres at {place}; check DATABASE_URL, and that the server runs and lets this host in")
         })?;
         Ok(store)
@@ -112,7 +119,10 @@ impl Store {
     /// Connects when it is first needed.
     pub fn lazy(options: &Options) -> anyhow::Result<Self> {
         let parse = |name: &str, url: &str| -> anyhow::Result<PgConnectOptions> {
-            url.parse().with_context(|| format!("{name} is not a Postgres URL; it looks like postgres://user:password@host:5432/database"))
+            let wrong = || format!("{name} is not a Postgres URL; it looks like postgres://user:password@host:5432/database");
+            // The parser takes any scheme.
+            anyhow::ensure!(["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme)), wrong());
+            url.parse().with_context(wrong)
         };
         let to = parse("DATABASE_URL", &options.url)?;
         let direct = match (&options.direct_url, options.limits.pgbouncer) {
@@ -125,11 +135,6 @@ impl Store {
             heartbeats: Db::new(to, 1, options.limits),
             direct: direct.map(|to| PgPoolOptions::new().max_connections(1).connect_lazy_with(to.application_name("turnmill"))),
         })
-    }
-
-    async fn ping(&self) -> sqlx::Result<()> {
-        sqlx::query_scalar!(r#"SELECT true AS "true!""#).fetch_one(&self.pool).await?;
-        Ok(())
     }
 
     /// The pool below, for tests that look behind the curtain.

@@ -1,8 +1,9 @@
 //! What the commands say to somebody who made a mistake, or means harm.
 
 use sqlx::{ConnectOptions as _, PgPool};
+use tokio::io::AsyncWriteExt as _;
 
-use crate::commands::{said, turnmill};
+use crate::commands::{fails, said, turnmill};
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
 async fn what_postgres_refuses_is_said_once_with_its_hint(pool: PgPool) {
@@ -71,4 +72,32 @@ async fn a_bad_argument_is_refused_with_what_would_be_a_good_one(pool: PgPool) {
         .await
         .unwrap();
     assert_eq!(made, 0, "nothing was half done");
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_wrong_database_is_told_apart_at_once(pool: PgPool) {
+    let url = pool.connect_options().to_url_lossy().to_string();
+    for args in [&["turns"][..], &["enqueue", "hi"], &["cancel", "t"], &["watch", "t"], &["pool"], &["fleet"], &["tenant"], &["smoke"]] {
+        fails(turnmill(args).env("DATABASE_URL", &url), &["schema is not there", "run: turnmill migrate"]).await;
+    }
+    for url in ["mysql://root@127.0.0.1/shop", "http://127.0.0.1:5432/shop"] {
+        fails(turnmill(&["turns"]).env("DATABASE_URL", url), &["DATABASE_URL is not a Postgres URL"]).await;
+    }
+    // Somebody who hears us out, and answers in another language.
+    let web = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let place = web.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut guest, _)) = web.accept().await {
+            drop(guest.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await);
+        }
+    });
+    let since = std::time::Instant::now();
+    let elsewhere = [(place.port(), "unexpected response from SSLRequest"), (1, "Connection refused")];
+    for (port, why) in elsewhere {
+        let url = format!("postgres://u@127.0.0.1:{port}/shop");
+        fails(turnmill(&["turns"]).env("DATABASE_URL", url), &["can't reach Postgres at 127.0.0.1", why]).await;
+    }
+    let nobody = format!("postgres://postgres@{}:{}/nope", pool.connect_options().get_host(), pool.connect_options().get_port());
+    fails(turnmill(&["turns"]).env("DATABASE_URL", nobody), &["database \"nope\" does not exist"]).await;
+    assert!(since.elapsed() < std::time::Duration::from_secs(5), "{:?}", since.elapsed());
 }

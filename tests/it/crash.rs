@@ -153,7 +153,7 @@ async fn a_killed_sandbox_server_costs_a_pause_and_nothing_else(pool: PgPool) {
 async fn a_killed_postgres_costs_a_pause_and_nothing_else() {
     let home = passable_tempdir("turnmill-test-").unwrap();
     let mut postgres = Postgres::start(&home.path().join("postgres"), postgres::Options::default()).await.unwrap();
-    let store = Store::connect(&turnmill::store::Options::new(&postgres.url(), 8)).await.unwrap();
+    let store = Store::connect(&turnmill::store::Options::new(&postgres.url(), 8), turnmill::store::PATIENCE).await.unwrap();
     store.migrate().await.unwrap();
     let fleet = Fleet::of(store);
     let e2b = LocalE2b::start().await;

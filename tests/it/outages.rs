@@ -21,7 +21,7 @@ const LEASE: Duration = Duration::from_secs(2);
 async fn a_postgres_that_is_away_for_several_leases_costs_a_pause_and_nothing_else() {
     let home = passable_tempdir("turnmill-test-").unwrap();
     let mut postgres = Postgres::start(&home.path().join("postgres"), postgres::Options::default()).await.unwrap();
-    let fleet = Fleet::of(Store::connect(&store::Options::new(&postgres.url(), 8)).await.unwrap());
+    let fleet = Fleet::of(Store::connect(&store::Options::new(&postgres.url(), 8), store::PATIENCE).await.unwrap());
     fleet.store.migrate().await.unwrap();
     let e2b = LocalE2b::start().await;
     use_mock(&fleet.store, &e2b.agent_ledger()).await;

@@ -88,7 +88,7 @@ impl Bench {
     }
 
     async fn measure(&self, mut config: Config, url: &str, home: &tempfile::TempDir) -> anyhow::Result<()> {
-        let store = Store::connect(&store::Options::new(url, self.concurrency.min(40) + 10)).await?;
+        let store = Store::connect(&store::Options::new(url, self.concurrency.min(40) + 10), store::PATIENCE).await?;
         store.migrate().await?;
         let cap = i32::try_from(self.concurrency)?;
         store.set_pool("default", &PoolChange { cap: Some(cap), agent: Some(admin::mock_agent()), ..PoolChange::default() }).await?;
