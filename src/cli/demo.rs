@@ -11,12 +11,14 @@ use clap::Args;
 use serde_json::{Value, json};
 use tokio::process::Child;
 use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 
 use super::children::{end, pid, spawn};
-use super::dev::Note;
-use super::{admin, paint, stop_on_signal, watch};
+use super::note::Note;
+use super::{admin, called, paint, signals, watch};
 use crate::agent::{Fold, mock};
 use crate::config::Config;
+use crate::local::e2b;
 use crate::local::postgres::{self, Postgres};
 use crate::store::{self, BlockRow, Enqueue, PoolChange, Store};
 
@@ -49,8 +51,27 @@ pub struct Demo {
 impl Demo {
     /// Runs it. Exit code 1 when anything was lost or doubled.
     pub async fn run(self) -> anyhow::Result<ExitCode> {
-        let stop = stop_on_signal()?;
-        let mut stage = Stage::set().await?;
+        let stop = signals::listen()?;
+        let home = postgres::passable_tempdir("turnmill-demo-")?;
+        let mut stage = None;
+        let played = tokio::select! {
+            played = self.play(home.path(), &mut stage, &stop.in_order) => played,
+            () = stop.now.cancelled() => {
+                if let Some(stage) = stage.take() {
+                    stage.clear().await?;
+                }
+                e2b::kill_everything_in(&sandboxes(home.path()));
+                Ok(signals::STOPPED.into())
+            }
+        };
+        match stage {
+            Some(stage) => stage.postgres.stop().await.and(played),
+            None => played,
+        }
+    }
+
+    async fn play(&self, home: &Path, stage: &mut Option<Stage>, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
+        let stage = stage.insert(Stage::set(home).await?);
         let show = async {
             let good = stage.show().await?;
             if self.keep {
@@ -70,7 +91,7 @@ impl Demo {
 
 /// All processes of the demo.
 struct Stage {
-    home: tempfile::TempDir,
+    home: PathBuf,
     postgres: Postgres,
     store: Store,
     e2b_url: String,
@@ -81,24 +102,19 @@ struct Stage {
 }
 
 impl Stage {
-    async fn set() -> anyhow::Result<Self> {
+    async fn set(home: &Path) -> anyhow::Result<Self> {
         anstream::println!("{}One turn, two workers, one kill -9.{}\n", paint::BOLD, paint::OFF);
-        let home = postgres::passable_tempdir("turnmill-demo-")?;
-        let postgres = Postgres::start(&home.path().join("postgres"), postgres::Options::default()).await?;
+        let postgres = Postgres::start(&home.join("postgres"), postgres::Options::default()).await?;
         let store = Store::connect(&store::Options::new(&postgres.url(), 4), store::PATIENCE).await?;
         store.migrate().await?;
-        prepare_pool(&store, home.path()).await?;
+        prepare_pool(&store, home).await?;
         anstream::println!("  postgres   {}", postgres.url());
 
         let port = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
         let listen = format!("127.0.0.1:{port}");
         let e2b_url = format!("http://{listen}");
-        let sandboxes = home.path().join("sandboxes");
-        let local = spawn(
-            &home.path().join("local.log"),
-            &["local", "--listen", &listen, "--dir", &sandboxes.to_string_lossy()],
-            &BTreeMap::new(),
-        )?;
+        let local =
+            spawn(&home.join("local.log"), &["local", "--listen", &listen, "--dir", &sandboxes(home).to_string_lossy()], &BTreeMap::new())?;
         anstream::println!("  sandboxes  {e2b_url}  (E2B's protocol over local processes, pid {})", pid(&local));
 
         let mut config = Config::load(None)?;
@@ -113,14 +129,14 @@ impl Stage {
             ("TURNMILL_WORKER__LEASE", LEASE.to_owned()),
             ("TURNMILL_WORKER__HEARTBEAT", HEARTBEAT.to_owned()),
         ]);
-        wait_for(&e2b_url, &local).await.with_context(|| log_of(home.path(), "local.log"))?;
+        wait_for(&e2b_url, &local).await.with_context(|| log_of(home, "local.log"))?;
         let mut workers = Vec::new();
         for name in ["worker-1.log", "worker-2.log"] {
-            let worker = spawn(&home.path().join(name), &["worker"], &environment)?;
+            let worker = spawn(&home.join(name), &["worker"], &environment)?;
             anstream::println!("  worker     pid {}", pid(&worker));
             workers.push(worker);
         }
-        Ok(Self { home, postgres, store, e2b_url, local, workers, config, note: None })
+        Ok(Self { home: home.to_owned(), postgres, store, e2b_url, local, workers, config, note: None })
     }
 
     /// The play. `true` when all is as promised.
@@ -222,7 +238,7 @@ impl Stage {
 
     /// A line for each start of the agent, by its own account.
     fn agent_starts(&self) -> anyhow::Result<Vec<Value>> {
-        let text = std::fs::read_to_string(ledger(self.home.path()))?;
+        let text = std::fs::read_to_string(ledger(&self.home))?;
         let all = text.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
         Ok(all.into_iter().filter(|act| act["act"] == "start").collect())
     }
@@ -241,17 +257,20 @@ impl Stage {
     }
 
     fn invite(&mut self) -> anyhow::Result<()> {
-        self.note = Some(Note::write(&self.postgres.url())?);
+        self.note = Note::leave(&self.postgres.url())?;
+        let turnmill = called();
+        let export = if self.note.is_some() { String::new() } else { format!("  export DATABASE_URL={}\n", self.postgres.url()) };
         anstream::println!(
-            "\nStill up until Ctrl-C, with one worker. In another terminal:\n  turnmill enqueue '/mock tools' --watch\n  turnmill turns\n  psql {}\n  curl {}/_local/ledger\n  tail -f {}/*.log",
+            "\nStill up until Ctrl-C, with one worker. In another terminal:\n{export}  {turnmill} enqueue '/mock tools' --watch\n  {turnmill} turns\n  psql {}\n  curl {}/_local/ledger\n  tail -f {}/*.log",
             self.postgres.url(),
             self.e2b_url,
-            self.home.path().display()
+            self.home.display()
         );
         Ok(())
     }
 
-    async fn strike(mut self) -> anyhow::Result<()> {
+    /// All but Postgres.
+    async fn strike(&mut self) -> anyhow::Result<()> {
         drop(self.note.take());
         for child in &mut self.workers {
             end(child).await?;
@@ -261,8 +280,15 @@ impl Stage {
         for sandbox in client.list(&[]).await.unwrap_or_default() {
             client.kill(&sandbox.id).await?;
         }
-        end(&mut self.local).await?;
-        self.postgres.stop().await
+        end(&mut self.local).await
+    }
+
+    /// All of it, at once.
+    async fn clear(mut self) -> anyhow::Result<()> {
+        for child in self.workers.iter_mut().chain([&mut self.local]) {
+            child.kill().await?;
+        }
+        self.postgres.stop_now().await
     }
 }
 
@@ -287,6 +313,10 @@ async fn prepare_pool(store: &Store, home: &Path) -> anyhow::Result<()> {
     let change = PoolChange { cap: Some(4), agent: Some(admin::mock_agent()), agent_env: Some(agent_env), ..PoolChange::default() };
     store.set_pool("default", &change).await?;
     Ok(())
+}
+
+fn sandboxes(home: &Path) -> PathBuf {
+    home.join("sandboxes")
 }
 
 fn ledger(home: &Path) -> PathBuf {

@@ -1,20 +1,22 @@
 //! `turnmill dev`: everything in one process, with nothing set up, until Ctrl-C.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::Context as _;
 use clap::Args;
 use secrecy::ExposeSecret as _;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{admin, on_path, paint, stop_on_signal};
+use super::note::Note;
+use super::signals::{self, Stop};
+use super::{admin, called, on_path, paint};
 use crate::config::Config;
 use crate::keys::Credentials;
-use crate::local::{e2b, postgres};
+use crate::local::e2b;
+use crate::local::postgres::{self, Postgres};
 use crate::store::{self, PoolChange, Store};
 use crate::worker::Worker;
 
@@ -34,22 +36,39 @@ pub struct Dev {
 
 impl Dev {
     /// Runs it.
-    pub async fn run(self, mut config: Config) -> anyhow::Result<ExitCode> {
-        let stop = stop_on_signal()?;
+    pub async fn run(self, config: Config) -> anyhow::Result<ExitCode> {
+        let stop = signals::listen()?;
         let home = postgres::passable_tempdir("turnmill-dev-")?;
-        let postgres = if config.database.url.expose_secret().is_empty() {
-            let postgres = postgres::Postgres::start(&home.path().join("postgres"), postgres::Options::default()).await?;
-            config.database.url = postgres.url().into();
-            Some(postgres)
-        } else {
-            None
+        let mut postgres = None;
+        let ended = tokio::select! {
+            ended = self.live(config, home.path(), &mut postgres, &stop) => ended.map(|()| ExitCode::SUCCESS),
+            () = stop.now.cancelled() => {
+                e2b::kill_everything_in(&sandboxes(home.path()));
+                if let Some(postgres) = postgres.take() {
+                    postgres.stop_now().await?;
+                }
+                Ok(signals::STOPPED.into())
+            }
         };
-        let store = Store::connect(&config.database.options(config.database.url.expose_secret()), store::PATIENCE).await?;
+        if let Some(postgres) = postgres {
+            postgres.stop().await?;
+        }
+        ended
+    }
+
+    /// Ends when it is told to, in this order: the worker has let go, then its sandboxes end; then the database may.
+    async fn live(&self, mut config: Config, home: &Path, postgres: &mut Option<Postgres>, stop: &Stop) -> anyhow::Result<()> {
+        if config.database.url.expose_secret().is_empty() {
+            let server = Postgres::start(&home.join("postgres"), postgres::Options::default()).await?;
+            config.database.url = postgres.insert(server).url().into();
+        }
+        let url = config.database.url.expose_secret().to_owned();
+        let store = Store::connect(&config.database.options(&url), store::PATIENCE).await?;
         store.migrate().await?;
 
         let server = TaskTracker::new();
         let sandboxes_stop = CancellationToken::new();
-        let address = serve(&server, home.path().join("sandboxes"), sandboxes_stop.clone()).await?;
+        let address = serve(&server, sandboxes(home), sandboxes_stop.clone()).await?;
         config.e2b.api_url = format!("http://{address}");
         config.e2b.sandbox_url = format!("http://{address}");
         config.e2b.api_key = "local".into();
@@ -57,21 +76,16 @@ impl Dev {
         let credentials = Credentials::from_environment(|name| std::env::var(name).ok());
         let agent = self.agent(&credentials);
         store.set_pool("default", &PoolChange { cap: Some(self.cap), agent: agent.clone(), ..PoolChange::default() }).await?;
-        let note = Note::write(config.database.url.expose_secret())?;
-        welcome(config.database.url.expose_secret(), &address.to_string(), agent.as_deref(), &credentials);
+        let note = Note::leave(&url)?;
+        welcome(&url, &address.to_string(), agent.as_deref(), &credentials, note.is_some());
 
         let background = TaskTracker::new();
         let worker = Worker::register(store, Arc::new(config), credentials, &background).await?;
-        let ended = worker.run(stop).await;
-        // In this order: the worker has let go, then its sandboxes end, then the database.
+        let ended = worker.run(stop.in_order.clone()).await;
         sandboxes_stop.cancel();
         server.close();
         server.wait().await;
-        drop(note);
-        if let Some(postgres) = postgres {
-            postgres.stop().await?;
-        }
-        ended.map(|()| ExitCode::SUCCESS)
+        ended
     }
 
     /// `None`: the pool's own command line, the real Claude Code.
@@ -94,57 +108,26 @@ async fn serve(server: &TaskTracker, dir: PathBuf, stop: CancellationToken) -> a
     }
 }
 
-fn welcome(url: &str, e2b: &str, agent: Option<&[String]>, credentials: &Credentials) {
+fn sandboxes(home: &Path) -> PathBuf {
+    home.join("sandboxes")
+}
+
+fn welcome(url: &str, e2b: &str, agent: Option<&[String]>, credentials: &Credentials, found_by_itself: bool) {
     let agent = match agent {
         None => format!("claude, with {}", credentials.source().unwrap_or("its own login")),
         Some(words) => words.join(" "),
     };
+    let turnmill = called();
+    let export = if found_by_itself {
+        String::new()
+    } else {
+        format!("  export DATABASE_URL={url}    # without it, other commands find the dev that was here first\n")
+    };
     anstream::println!(
-        "{}turnmill dev{} runs until Ctrl-C.\n  database  {url}\n  sandboxes http://{e2b} (local processes, isolates nothing)\n  agent     {agent}\n\n\
-         In another terminal:\n  turnmill enqueue 'Fix the login bug' --watch\n  psql {url} -c \"SELECT turn_id FROM turnmill.enqueue_turn('Fix the login bug', project_id => 'p1')\"\n",
+        "{}turnmill dev{} runs until Ctrl-C.\n  database  {url}\n  sandboxes http://{e2b} (local processes, isolates nothing)\n  agent     {}\n\n\
+         In another terminal:\n{export}  {turnmill} enqueue 'Fix the login bug' --watch\n  psql {url} -c \"SELECT turn_id FROM turnmill.enqueue_turn('Fix the login bug', project_id => 'p1')\"\n",
         paint::BOLD,
-        paint::OFF
+        paint::OFF,
+        paint::line(&agent),
     );
-}
-
-/// The file by which other commands of this user find a running `turnmill dev`.
-#[derive(Debug)]
-pub struct Note(PathBuf);
-
-impl Note {
-    /// Writes it, for this user's eyes only.
-    pub fn write(url: &str) -> anyhow::Result<Self> {
-        use std::io::Write as _;
-        use std::os::unix::fs::OpenOptionsExt as _;
-        let path = note_path();
-        let mut file = std::fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&path)
-            .with_context(|| format!("writing {}", path.display()))?;
-        file.write_all(url.as_bytes())?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Note {
-    fn drop(&mut self) {
-        drop(std::fs::remove_file(&self.0));
-    }
-}
-
-fn note_path() -> PathBuf {
-    let dir = std::env::var_os("XDG_RUNTIME_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
-    dir.join(format!("turnmill-dev-{}.url", rustix::process::getuid().as_raw()))
-}
-
-/// The database of the `turnmill dev` that this user runs on this machine.
-pub fn running_url() -> Option<String> {
-    use std::os::unix::fs::MetadataExt as _;
-    let path = note_path();
-    // In a shared /tmp anybody could put a file of that name: only our own counts.
-    let ours = std::fs::metadata(&path).ok()?.uid() == rustix::process::getuid().as_raw();
-    std::fs::read_to_string(path).ok().filter(|_| ours)
 }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::Args;
 use tokio::sync::oneshot;
 
-use super::{paint, stop_on_signal};
+use super::{paint, signals};
 use crate::agent::mock::Script;
 use crate::local::e2b;
 
@@ -37,7 +37,7 @@ pub struct Local {
 impl Local {
     /// Runs it.
     pub async fn run(self) -> anyhow::Result<ExitCode> {
-        let stop = stop_on_signal()?;
+        let stop = signals::listen()?;
         let temporary = if self.dir.is_none() { Some(tempfile::Builder::new().prefix("turnmill-local-").tempdir()?) } else { None };
         let keep = self.dir.is_some();
         let dir = self.dir.or_else(|| temporary.as_ref().map(|t| t.path().to_owned())).unwrap_or_default();
@@ -54,14 +54,21 @@ impl Local {
         });
         let options = e2b::Options {
             listen: self.listen,
-            dir,
+            dir: dir.clone(),
             api_key: self.api_key,
             concurrency: self.concurrency,
             keep,
             simulate,
             ..e2b::Options::default()
         };
-        e2b::serve(options, stop, ready).await?;
-        Ok(ExitCode::SUCCESS)
+        tokio::select! {
+            served = e2b::serve(options, stop.in_order, ready) => served.map(|()| ExitCode::SUCCESS),
+            () = stop.now.cancelled() => {
+                if !keep {
+                    e2b::kill_everything_in(&dir);
+                }
+                Ok(signals::STOPPED.into())
+            }
+        }
     }
 }

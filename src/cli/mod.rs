@@ -10,7 +10,9 @@ mod dev;
 mod doctor;
 mod local;
 mod logs;
+mod note;
 mod paint;
+mod signals;
 mod smoke;
 mod turns;
 mod watch;
@@ -22,8 +24,6 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use secrecy::ExposeSecret as _;
-use tokio_util::sync::CancellationToken;
-use tracing::info;
 
 use crate::config::Config;
 use crate::store::{PATIENCE, Store};
@@ -141,36 +141,30 @@ impl Cli {
 async fn store(config: &Config) -> anyhow::Result<Store> {
     let configured = config.database.url.expose_secret();
     let url = if configured.is_empty() {
-        dev::running_url().context("no database: set DATABASE_URL, or start one with everything else: turnmill dev")?
+        match note::find() {
+            note::Found::Running(url) => url,
+            note::Found::Gone => anyhow::bail!("the `turnmill dev` that was here is gone; start it again, or set DATABASE_URL"),
+            note::Found::Nothing => anyhow::bail!("no database: set DATABASE_URL, or start one with everything else: turnmill dev"),
+        }
     } else {
         configured.to_owned()
     };
     Store::connect(&config.database.options(&url), PATIENCE).await
 }
 
-/// Cancelled by the first SIGINT or SIGTERM; the second ends the process at once.
-fn stop_on_signal() -> anyhow::Result<CancellationToken> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    let stop = CancellationToken::new();
-    let token = stop.clone();
-    tokio::spawn(async move {
-        for first in [true, false] {
-            tokio::select! { _ = interrupt.recv() => {} _ = terminate.recv() => {} }
-            if first {
-                info!("Stopping; a second signal ends at once");
-                token.cancel();
-            } else {
-                std::process::exit(130);
-            }
-        }
-    });
-    Ok(stop)
-}
-
 /// Our own executable, for the processes that we start.
 fn ourselves() -> anyhow::Result<PathBuf> {
     std::env::current_exe().context("finding our own executable")
+}
+
+/// What to type to start us again: our name if that is what the PATH finds, else where we are.
+fn called() -> String {
+    let Ok(ours) = ourselves().and_then(|path| Ok(path.canonicalize()?)) else { return "turnmill".to_owned() };
+    if on_path("turnmill").and_then(|path| path.canonicalize().ok()).is_some_and(|found| found == ours) {
+        return "turnmill".to_owned();
+    }
+    let path = ours.display().to_string();
+    if path.contains(|c: char| !c.is_alphanumeric() && !"/._-+".contains(c)) { format!("'{}'", path.replace('\'', "'\\''")) } else { path }
 }
 
 fn on_path(program: &str) -> Option<PathBuf> {

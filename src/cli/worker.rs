@@ -9,7 +9,8 @@ use clap::Args;
 use secrecy::ExposeSecret as _;
 use tokio_util::task::TaskTracker;
 
-use super::{DatabaseArg, stop_on_signal};
+use super::DatabaseArg;
+use super::signals::stop_on_signal;
 use crate::config::Config;
 use crate::keys::Credentials;
 use crate::store::Store;

@@ -21,6 +21,9 @@ const START_MAX: Duration = Duration::from_secs(60);
 /// How long it may take to stop in order, before it is killed.
 const STOP_MAX: Duration = Duration::from_secs(10);
 
+/// The same for an immediate stop.
+const STOP_NOW_MAX: Duration = Duration::from_secs(2);
+
 /// Where distributions put the server binaries; `*` is a version.
 const PLACES: [&str; 5] = [
     "/usr/lib/postgresql/*/bin",
@@ -81,6 +84,15 @@ impl Postgres {
     pub async fn stop(mut self) -> anyhow::Result<()> {
         self.signal(Signal::INT);
         if timeout(STOP_MAX, self.server.wait()).await.is_err() {
+            self.server.kill().await.context("killing Postgres")?;
+        }
+        Ok(())
+    }
+
+    /// Ends it as fast as it can be without leaving anything behind: what is in flight is lost.
+    pub async fn stop_now(mut self) -> anyhow::Result<()> {
+        self.signal(Signal::QUIT);
+        if timeout(STOP_NOW_MAX, self.server.wait()).await.is_err() {
             self.server.kill().await.context("killing Postgres")?;
         }
         Ok(())

@@ -110,7 +110,7 @@ impl Store {
         let to = store.pool.pool().connect_options();
         let place = format!("{}:{}/{}", to.get_host(), to.get_port(), to.get_database().unwrap_or("postgres"));
         // Apart from the pool, which would try for longer and then forget why in vain.
-        db::reachable(&to, patience).await.with_context(|| {
+        Box::pin(db::reachable(&to, patience)).await.with_context(|| {
             format!("can't reach Postgres at {place}; check DATABASE_URL, and that the server runs and lets this host in")
         })?;
         Ok(store)

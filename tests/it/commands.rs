@@ -32,9 +32,9 @@ pub async fn fails(command: &mut Command, expected: &[&str]) {
     assert!(!said.contains("panicked"), "{said}");
 }
 
-pub fn interrupt(child: &Child) {
+pub fn send(signal: Signal, child: &Child) {
     let pid = i32::try_from(child.id().unwrap()).unwrap();
-    kill_process(Pid::from_raw(pid).unwrap(), Signal::INT).unwrap();
+    kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
 }
 
 #[sqlx::test(migrations = false)]
@@ -178,7 +178,7 @@ async fn the_stand_in_agent_stops_at_sigint_as_the_real_one_does() {
     for _ in 0..3 {
         lines.next_line().await.unwrap().unwrap();
     }
-    interrupt(&agent);
+    send(Signal::INT, &agent);
     let mut last = Value::Null;
     while let Some(line) = lines.next_line().await.unwrap() {
         last = serde_json::from_str(&line).unwrap();
@@ -222,7 +222,7 @@ async fn dev_needs_nothing_set_up_and_ctrl_c_leaves_nothing_behind() {
     // With a turn under way.
     here(&["enqueue", "/mock hang"]).output().await.unwrap();
     tokio::time::sleep(Duration::from_millis(300)).await;
-    interrupt(&dev);
+    send(Signal::INT, &dev);
     assert!(dev.wait().await.unwrap().success());
     nothing_is_left(place.path()).await;
 }

@@ -28,6 +28,7 @@ mod retries;
 mod runtime;
 mod sandboxes;
 mod sessions;
+mod signals;
 mod simulated;
 mod supervisor;
 mod wire;

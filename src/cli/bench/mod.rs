@@ -20,7 +20,8 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{admin, paint, stop_on_signal};
+use super::signals::stop_on_signal;
+use super::{admin, paint};
 use crate::config::Config;
 use crate::keys::Credentials;
 use crate::local::e2b;

@@ -50,6 +50,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use acts::Acts;
+pub use kill::everything_in as kill_everything_in;
 use sandboxes::Sandboxes;
 use templates::Templates;
 

@@ -352,7 +352,7 @@ impl Sandbox {
     }
 }
 
-fn load(dir: &Path) -> anyhow::Result<HashMap<String, Arc<Sandbox>>> {
+pub(super) fn load(dir: &Path) -> anyhow::Result<HashMap<String, Arc<Sandbox>>> {
     let mut live = HashMap::new();
     for entry in fs::read_dir(dir)? {
         let home = entry?.path();
