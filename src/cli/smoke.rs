@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{complain, paint, store, watch};
+use super::{complain, paint, signals, store, watch};
 use crate::config::Config;
 use crate::keys::Credentials;
 use crate::store::{BlockRow, Enqueue, Store, TurnRow};
@@ -50,6 +50,7 @@ impl Smoke {
             self.pool
         );
         let e2b = crate::worker::client(&config)?;
+        let interrupted = signals::stop_on_signal()?;
         let stop = CancellationToken::new();
         let background = TaskTracker::new();
         if store.workers().await?.iter().any(|worker| worker.alive) {
@@ -60,11 +61,12 @@ impl Smoke {
             background.spawn(worker.run(stop.clone()));
             good("no worker is running, so one runs here");
         }
-        let tried = self.one_turn(&store, &e2b).await;
+        let tried = self.one_turn(&store, &e2b, &interrupted).await;
         stop.cancel();
         background.close();
         background.wait().await;
         match tried {
+            Ok(()) if interrupted.is_cancelled() => Ok(signals::STOPPED.into()),
             Ok(()) => Ok(ExitCode::SUCCESS),
             Err(error) => {
                 anstream::println!("{}✗{} {}", paint::BAD, paint::OFF, complain::text(&error));
@@ -73,7 +75,7 @@ impl Smoke {
         }
     }
 
-    async fn one_turn(&self, store: &Store, e2b: &crate::e2b::Client) -> anyhow::Result<()> {
+    async fn one_turn(&self, store: &Store, e2b: &crate::e2b::Client, interrupted: &CancellationToken) -> anyhow::Result<()> {
         let name = format!("smoke-{:08x}", rand::random::<u32>());
         let turn = Enqueue {
             prompt: self.prompt.clone(),
@@ -89,20 +91,34 @@ impl Smoke {
         let again = store.enqueue(&turn).await?;
         anyhow::ensure!(again.replayed && again.turn_id == receipt.turn_id, "a repeated enqueue made another turn: {:?}", again.turn_id);
         good("enqueued twice, it is one turn");
-        let ended = self.end_of(store, id).await;
-        let checked = match ended {
-            Ok((turn, blocks)) => self.check(store, e2b, &turn, &blocks).await,
-            Err(error) => Err(error),
-        };
-        if self.keep {
-            return checked;
+        let checked = interrupted.run_until_cancelled(async {
+            let (turn, blocks) = self.end_of(store, id).await?;
+            self.check(store, e2b, &turn, &blocks).await
+        });
+        let checked = checked.await.unwrap_or(Ok(()));
+        if interrupted.is_cancelled() {
+            anstream::println!("{}•{} interrupted; the turn is cancelled, and its sandbox waited for", paint::WARN, paint::OFF);
         }
-        store.cancel(id, Some("the smoke test is over")).await?;
-        until(RELEASE_MAX, || async { Ok(store.forget_session(&name).await?.then_some(())) })
-            .await?
-            .context("its rows could not be removed")?;
-        good("cleaned up");
+        if !self.keep || interrupted.is_cancelled() {
+            self.clear_away(store, id, &name).await?;
+        }
         checked
+    }
+
+    /// Its sandbox first: without the rows nobody would know whose it is.
+    async fn clear_away(&self, store: &Store, id: &str, session: &str) -> anyhow::Result<()> {
+        store.cancel(id, Some("the smoke test is over")).await?;
+        let ended = || async { Ok(store.turn(id).await?.is_none_or(|turn| turn.completed_at.is_some()).then_some(())) };
+        until(RELEASE_MAX, ended).await?.context("the turn does not end; a worker of the fleet will see to it")?;
+        let free = || async { Ok((store.slots_held_by(session).await? == 0).then_some(())) };
+        until(RELEASE_MAX, free).await?.context("its sandbox still lives; a worker of the fleet will see to it")?;
+        if !self.keep {
+            until(RELEASE_MAX, || async { Ok(store.forget_session(session).await?.then_some(())) })
+                .await?
+                .context("its rows could not be removed")?;
+        }
+        good("cleaned up");
+        Ok(())
     }
 
     /// Shows the blocks while they come.

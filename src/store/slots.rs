@@ -121,8 +121,14 @@ impl Store {
         Ok(fenced(u64::try_from(row.mine).unwrap_or(0)))
     }
 
-    /// Slots that hold a sandbox or may, by pool; for the demo's and the tests' last line.
+    /// Slots that hold a sandbox or may.
     pub async fn slots_held(&self) -> sqlx::Result<i64> {
         sqlx::query_scalar!(r#"SELECT count(*) AS "n!" FROM turnmill.slots WHERE state <> 'free'"#).fetch_one(&self.pool).await
+    }
+
+    /// The same, of one session.
+    pub async fn slots_held_by(&self, session_id: &str) -> sqlx::Result<i64> {
+        let held = sqlx::query_scalar!(r#"SELECT count(*) AS "n!" FROM turnmill.slots WHERE session_id = $1"#, session_id);
+        held.fetch_one(&self.pool).await
     }
 }

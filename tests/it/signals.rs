@@ -5,11 +5,13 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use sqlx::{ConnectOptions as _, PgPool};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 use turnmill::local::postgres::passable_tempdir;
 
 use crate::commands::{fails, nothing_is_left, said, send, turnmill};
+use crate::harness::Running;
 
 fn here(place: &Path, args: &[&str]) -> Command {
     let mut command = turnmill(args);
@@ -72,6 +74,21 @@ async fn a_second_ctrl_c_ends_the_demo_at_once_and_leaves_nothing_either() {
     send(Signal::CONT, &demo);
     assert_eq!(demo.wait().await.unwrap().code(), Some(130));
     nothing_is_left(place.path()).await;
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn an_interrupted_smoke_test_takes_its_turn_and_sandbox_with_it(pool: PgPool) {
+    let url = pool.connect_options().to_url_lossy().to_string();
+    let all = Running::start(pool).await;
+    let mut smoke = turnmill(&["smoke", "--prompt", "/mock hang"]);
+    smoke.env("DATABASE_URL", &url).env("E2B_API_KEY", "local").env("E2B_API_URL", &all.e2b.url).env("E2B_SANDBOX_URL", &all.e2b.url);
+    let (mut smoke, _) = start(smoke, "▸ Bash").await;
+    send(Signal::TERM, &smoke);
+    assert_eq!(smoke.wait().await.unwrap().code(), Some(130));
+    assert_eq!(all.e2b.client().list(&[]).await.unwrap().len(), 0, "its sandbox is gone before it ends");
+    let left: i64 = sqlx::query_scalar("SELECT count(*) FROM turnmill.sessions").fetch_one(&all.fleet.pool).await.unwrap();
+    assert_eq!(left, 0, "and so are its rows");
+    all.stop().await;
 }
 
 #[tokio::test]
