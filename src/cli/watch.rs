@@ -38,7 +38,7 @@ impl Watch {
 
 /// Prints blocks until the turn has ended.
 pub async fn follow(store: &Store, turn_id: &str, json: bool) -> anyhow::Result<ExitCode> {
-    let (mut after, mut generation, mut said_waiting) = (-1, None, None);
+    let (mut after, mut generation, mut said_waiting, mut said_failures, mut said_error) = (-1, None, None, 0, None);
     loop {
         let reading = match store.read(turn_id, after, BATCH).await {
             Ok(Some(reading)) => reading,
@@ -54,10 +54,18 @@ pub async fn follow(store: &Store, turn_id: &str, json: bool) -> anyhow::Result<
             if generation.replace(block.generation).is_some_and(|before| before != block.generation) && !json {
                 anstream::println!("{}── the sandbox was lost; the turn starts over ──{}", paint::WARN, paint::OFF);
             }
+            if block.content["kind"] == "error" {
+                said_error = block.content["text"].as_str().map(str::to_owned);
+            }
             if json { anstream::println!("{}", paint::json(block)?) } else { print(block) }
         }
         if matches!(reading.status.as_str(), "completed" | "failed" | "cancelled") && reading.blocks.is_empty() {
-            return finish(&reading, json);
+            return finish(&reading, said_error.as_deref(), json);
+        }
+        if reading.failures > said_failures && !json {
+            said_failures = reading.failures;
+            let (code, message) = (reading.error_code.as_deref().unwrap_or("failed"), reading.error_message.as_deref().unwrap_or_default());
+            anstream::eprintln!("{}! {code}: {}; it is tried again{}", paint::WARN, paint::safe(message), paint::OFF);
         }
         if reading.waits_for != said_waiting && !json {
             if let Some(why) = &reading.waits_for {
@@ -71,12 +79,14 @@ pub async fn follow(store: &Store, turn_id: &str, json: bool) -> anyhow::Result<
     }
 }
 
-fn finish(reading: &Reading, json: bool) -> anyhow::Result<ExitCode> {
+/// The last line; with the error only if its block has not said it.
+fn finish(reading: &Reading, said_error: Option<&str>, json: bool) -> anyhow::Result<ExitCode> {
     if json {
         let end = serde_json::json!({ "status": reading.status, "error_code": reading.error_code, "error_message": reading.error_message });
         anstream::println!("{}", paint::json(&end)?);
     } else {
         let why = match (&reading.error_code, &reading.error_message) {
+            (Some(code), Some(message)) if said_error == Some(message) => format!(": {code}"),
             (Some(code), Some(message)) => format!(": {code}: {}", paint::safe(message)),
             _ => String::new(),
         };

@@ -109,7 +109,9 @@ pub struct Reading {
     pub status: String,
     /// Why it waits, if it does.
     pub waits_for: Option<String>,
-    /// What went wrong.
+    /// Tries of it that have failed so far, while another is to come.
+    pub failures: i32,
+    /// What went wrong, at last or with the newest try.
     pub error_code: Option<String>,
     /// The same, for people.
     pub error_message: Option<String>,
@@ -213,6 +215,7 @@ impl Store {
     pub async fn read(&self, turn_id: &str, after: i32, limit: i64) -> sqlx::Result<Option<Reading>> {
         let rows = sqlx::query!(
             r#"SELECT t.status, turnmill.wait_reason(t.id) AS waits_for, t.error_code, t.error_message,
+                 (SELECT j.failures + j.agent_failures FROM turnmill.jobs j WHERE j.turn_id = t.id) AS failures,
                  b.seq AS "seq?", b.generation AS "generation?", b.type AS "type?", b.content AS "content?",
                  b.parent_tool_use_id AS "parent_tool_use_id?", b.created_at AS "created_at?"
                FROM turnmill.turns t
@@ -229,6 +232,7 @@ impl Store {
         let mut reading = Reading {
             status: first.status.clone(),
             waits_for: first.waits_for.clone(),
+            failures: first.failures.unwrap_or(0),
             error_code: first.error_code.clone(),
             error_message: first.error_message.clone(),
             blocks: Vec::with_capacity(rows.len()),

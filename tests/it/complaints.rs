@@ -4,6 +4,8 @@ use sqlx::{ConnectOptions as _, PgPool};
 use tokio::io::AsyncWriteExt as _;
 
 use crate::commands::{fails, said, turnmill};
+use crate::harness::Running;
+use crate::retries::shaky;
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
 async fn what_postgres_refuses_is_said_once_with_its_hint(pool: PgPool) {
@@ -100,4 +102,18 @@ async fn a_wrong_database_is_told_apart_at_once(pool: PgPool) {
     let nobody = format!("postgres://postgres@{}:{}/nope", pool.connect_options().get_host(), pool.connect_options().get_port());
     fails(turnmill(&["turns"]).env("DATABASE_URL", nobody), &["database \"nope\" does not exist"]).await;
     assert!(since.elapsed() < std::time::Duration::from_secs(5), "{:?}", since.elapsed());
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn whoever_watches_a_turn_hears_of_each_failure_once(pool: PgPool) {
+    let url = pool.connect_options().to_url_lossy().to_string();
+    let all = Running::with(pool, |config| config.retry.agent_delay = std::time::Duration::from_millis(500)).await;
+    let watch = async |prompt: &str| said(&turnmill(&["enqueue", prompt, "--watch"]).env("DATABASE_URL", &url).output().await.unwrap());
+    let shaky = watch(&shaky()).await;
+    assert_eq!(shaky.matches("; it is tried again").count(), 2, "{shaky}");
+    assert!(shaky.contains("\ncompleted\n"), "{shaky}");
+    let failed = watch("/mock garbage").await;
+    assert!(failed.contains("! ") && failed.contains("\nfailed: agent_garbage\n"), "{failed}");
+    assert_eq!(failed.matches("Welcome to some other program").count(), 1, "the message is not repeated: {failed}");
+    all.stop().await;
 }

@@ -12,7 +12,7 @@ const SHAKY: &str = r#"/mock {"steps": [{"text": "one"}, {"tool": {"name": "Bash
     {"api_error": {"error": "overloaded", "status": 529, "message": "API Error: 529 Overloaded"}},
     {"tool": {"name": "Bash", "input": {}}}, {"exit": 137}, {"text": "two"}]}"#;
 
-fn shaky() -> String {
+pub fn shaky() -> String {
     SHAKY.replace('\n', " ")
 }
 
