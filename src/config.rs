@@ -173,10 +173,11 @@ impl Config {
     ) -> anyhow::Result<Self> {
         let defaults = config::File::from_str(DEFAULTS, config::FileFormat::Toml);
         let keys = leaf_keys(&config::Config::builder().add_source(defaults.clone()).build()?.try_deserialize()?, "");
-        for name in names.filter(|name| name.starts_with("TURNMILL_") && name.contains("__")) {
+        for name in names.filter(|name| name.starts_with("TURNMILL_")) {
             anyhow::ensure!(
-                keys.iter().any(|key| env_name(key) == name),
-                "the environment variable {name} names no configuration key; see config/default.toml"
+                keys.iter().any(|key| env_name(key) == name) || is_no_setting(&name),
+                "the environment variable {name} names no configuration key: worker.lease is TURNMILL_WORKER__LEASE; \
+                 see config/default.toml"
             );
         }
         let mut builder = config::Config::builder().add_source(defaults);
@@ -203,6 +204,8 @@ impl Config {
         );
         self.e2b.api_version.parse::<ApiVersion>().map_err(anyhow::Error::msg).context("e2b.api_version")?;
         self.e2b.headers()?;
+        is_web_url("E2B_API_URL (e2b.api_url)", &self.e2b.api_url, "https://api.e2b.app")?;
+        is_web_url("E2B_SANDBOX_URL (e2b.sandbox_url)", &self.e2b.sandbox_url, "https://{port}-{sandbox_id}.e2b.app")?;
         // E2B's daemon dies of an interval of zero.
         anyhow::ensure!(self.e2b.keepalive >= Duration::from_secs(1), "e2b.keepalive must be at least 1s");
         anyhow::ensure!(!w.reconcile.is_zero(), "worker.reconcile must be more than zero");
@@ -211,6 +214,41 @@ impl Config {
         anyhow::ensure!(self.database.connections >= 2, "database.connections must be at least 2");
         Ok(())
     }
+}
+
+/// Variables that begin as ours do and are no keys of the configuration: what the command line, the stand-in agent, the
+/// processes in a sandbox and the tests read.
+const OTHERS: [&str; 13] = [
+    "CONFIG",
+    "LOG",
+    "LOCAL_LISTEN",
+    "LOCAL_DIR",
+    "MOCK_SCRIPT",
+    "MOCK_LEDGER",
+    "ROOT",
+    "AGENT_UID",
+    "PREPARE",
+    "WATCH",
+    "FINISH",
+    "PREPARE_LIMIT",
+    "FINISH_LIMIT",
+];
+
+fn is_no_setting(name: &str) -> bool {
+    let rest = name.strip_prefix("TURNMILL_").unwrap_or(name);
+    let of_tests = rest.starts_with("TEST_") || rest == "SEED";
+    // Kubernetes tells every pod of a service called turnmill, or turnmill-something, in variables like these.
+    let of_kubernetes = !rest.contains("__")
+        && (rest.contains("SERVICE_HOST") || rest.contains("SERVICE_PORT") || rest.split('_').any(|word| word == "PORT"));
+    OTHERS.contains(&rest) || of_tests || of_kubernetes
+}
+
+/// A base URL of ours, where placeholders may stand for the sandbox; empty: not set.
+fn is_web_url(name: &str, url: &str, example: &str) -> anyhow::Result<()> {
+    let filled = url.replace("{sandbox_id}", "s").replace("{port}", "1");
+    let good = url.is_empty() || reqwest::Url::parse(&filled).is_ok_and(|url| ["http", "https"].contains(&url.scheme()) && url.has_host());
+    anyhow::ensure!(good, "{name} is \"{url}\", which is no http:// or https:// URL; write it like {example}");
+    Ok(())
 }
 
 fn env_name(key: &str) -> String {

@@ -62,6 +62,19 @@ async fn what_is_wrong_with_the_database_is_said_with_what_to_do(pool: PgPool) {
 #[tokio::test]
 async fn unknown_settings_are_errors_not_silence() {
     fails(turnmill(&["turns"]).env("TURNMILL_WORKER__LAESE", "10s"), &["TURNMILL_WORKER__LAESE names no configuration key"]).await;
+    fails(
+        turnmill(&["turns"]).env("TURNMILL_WORKER_LEASE", "10s"),
+        &["TURNMILL_WORKER_LEASE names no configuration key", "TURNMILL_WORKER__LEASE"],
+    )
+    .await;
+    fails(turnmill(&["turns"]).env("TURNMILL_WORKER_SERVICE_HOST", "10.0.0.1").env("TURNMILL_MOCK_SCRIPT", "tools"), &["no database"])
+        .await;
+    for (name, url) in
+        [("E2B_API_URL", "localhost:3000"), ("E2B_API_URL", "api.e2b.app"), ("E2B_SANDBOX_URL", "ftp://{sandbox_id}.e2b.app")]
+    {
+        fails(turnmill(&["turns"]).env(name, url), &[name, url, "no http:// or https:// URL; write it like https://"]).await;
+    }
+    fails(turnmill(&["turns"]).env("E2B_SANDBOX_URL", "http://{port}-{sandbox_id}.local:3000"), &["no database"]).await;
     fails(turnmill(&["turns"]).env("TURNMILL_WORKER__LEASE", "fast"), &["lease"]).await;
     fails(turnmill(&["turns"]).env("TURNMILL_WORKER__HEARTBEAT", "9s"), &["less than half of worker.lease"]).await;
     fails(&mut turnmill(&["local", "--listen", "0.0.0.0:0"]), &["loopback only"]).await;
