@@ -31,6 +31,9 @@ use crate::store::{PATIENCE, Store};
 pub use complain::{complain, explain};
 pub use logs::logging;
 
+/// Above the options that every command has.
+const EVERYWHERE: &str = "Everywhere";
+
 const AFTER_HELP: &str = "\
 First steps, with nothing set up:
   turnmill dev                        everything in one process, until Ctrl-C
@@ -40,6 +43,7 @@ First steps, with nothing set up:
 In production: turnmill migrate, once a release; turnmill worker, as many as you like; enqueue by SQL:
   SELECT turn_id FROM turnmill.enqueue_turn(prompt => '…', project_id => 'p1', session_id => 's1');
 
+Commands use the Postgres of DATABASE_URL; without that, the one of a turnmill dev that runs here.
 turnmill doctor says what is missing. Every setting: config/default.toml.";
 
 /// Runs coding-agent turns durably on Postgres: the sandbox outlives the worker.
@@ -47,10 +51,10 @@ turnmill doctor says what is missing. Every setting: config/default.toml.";
 #[command(version, about, after_help = AFTER_HELP, max_term_width = 100)]
 pub struct Cli {
     /// TOML file with settings; the environment overrides it
-    #[arg(long, global = true, env = "TURNMILL_CONFIG", value_name = "FILE")]
+    #[arg(long, global = true, env = "TURNMILL_CONFIG", value_name = "FILE", help_heading = EVERYWHERE)]
     pub config: Option<PathBuf>,
     /// What to log to stderr: error, warn, info, debug, or per module (turnmill=debug,sqlx=warn); +json for JSON lines
-    #[arg(long, global = true, env = "TURNMILL_LOG", value_name = "FILTER", default_value = "")]
+    #[arg(long, global = true, env = "TURNMILL_LOG", value_name = "FILTER", default_value = "", help_heading = EVERYWHERE)]
     pub log: String,
     /// What to do
     #[command(subcommand)]

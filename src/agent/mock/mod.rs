@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
 use memory::Memory;
-pub use script::Script;
+pub use script::{NAMES, Script};
 use script::Step;
 use speech::Speech;
 

@@ -38,7 +38,7 @@ const CLAIM_MAX: i64 = 100;
 
 /// Measure the queue beside raw Postgres, and what a worker's end costs, in one run.
 ///
-/// Uses a private Postgres with fsync on, and the local sandboxes. Compare the ratios: this machine's speed is in
+/// Starts a Postgres of its own, with fsync on, and the local sandboxes; DATABASE_URL is left alone. Compare the ratios: this machine's speed is in
 /// both sides of each.
 #[derive(Debug, Args)]
 pub struct Bench {
