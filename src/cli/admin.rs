@@ -152,7 +152,8 @@ impl Pools {
                 watch: set.watch.map(|hook| hook.0),
                 finish: set.finish.map(|hook| hook.0),
             };
-            store.set_pool(&set.name, &change).await.with_context(|| format!("pool \"{}\" was not changed", set.name))?;
+            let made = store.set_pool(&set.name, &change).await.with_context(|| format!("pool \"{}\" was not changed", set.name))?;
+            anstream::println!("{} {}.", if made { "Made pool" } else { "Changed pool" }, set.name);
         }
         for pool in store.pools().await? {
             let state = pool.state_reason.map_or(pool.state.clone(), |why| format!("{} ({})", pool.state, paint::short(&why, 60)));
@@ -271,8 +272,7 @@ impl FleetArgs {
             anstream::println!("  {id}  {state}, {}/{} turns, {version}", worker.turns, worker.turns_max);
         }
         for correction in store.corrections(10).await? {
-            let done =
-                correction.done_at.map_or("within its grace".to_owned(), |at| format!("put right {}", at.format("%Y-%m-%d %H:%M:%S")));
+            let done = correction.done_at.map_or("within its grace".to_owned(), |at| format!("put right {}", paint::time(at)));
             let (subject, reason) = (paint::line(&correction.subject), paint::line(&correction.reason));
             anstream::println!("  {} {subject}: {reason}; {done}", correction.kind);
         }

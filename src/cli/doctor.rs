@@ -80,6 +80,8 @@ async fn e2b(report: &mut Report, config: &Config) {
     };
     match client.list(&[("turnmill_fleet", "doctor")]).await {
         Ok(_) => report.good("sandboxes", "E2B takes our key"),
+        // Some say themselves which of the settings it is.
+        Err(error) if error.to_string().contains("E2B_") => report.bad("sandboxes", &error.to_string()),
         Err(error) => report.bad("sandboxes", &format!("{error}; check E2B_API_KEY, E2B_API_URL and E2B_DOMAIN")),
     }
 }

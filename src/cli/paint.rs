@@ -53,6 +53,11 @@ pub fn line(text: &str) -> String {
     short(text, usize::MAX)
 }
 
+/// A time, the same on every machine.
+pub fn time(at: chrono::DateTime<chrono::Utc>) -> String {
+    at.format("%Y-%m-%d %H:%M:%S UTC").to_string()
+}
+
 /// A JSON line: the same value, with nothing in it that a terminal would obey.
 pub fn json(value: &impl serde::Serialize) -> serde_json::Result<String> {
     let text = serde_json::to_string(value)?;

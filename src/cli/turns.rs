@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{paint, store, watch};
 use crate::config::Config;
-use crate::store::{Enqueue, Receipt};
+use crate::store::{Enqueue, Receipt, TurnRow};
 
 /// Commit a turn to the queue.
 #[derive(Debug, Args)]
@@ -88,9 +88,15 @@ fn show_receipt(receipt: &Receipt, json: bool) -> anyhow::Result<()> {
         anstream::println!("{}rejected{}  session {session} is busy; nothing was enqueued", paint::BAD, paint::OFF);
         return Ok(());
     };
+    let what = match (receipt.disposition.as_str(), &receipt.waits_for, &receipt.status) {
+        (_, _, Some(status)) if receipt.replayed => format!("again: it is {status} already"),
+        // First of its session, but held up elsewhere.
+        ("started", Some(_), _) => "queued".to_owned(),
+        (what, ..) => what.to_owned(),
+    };
     let ahead = if receipt.queue_position > 0 { format!(", {} before it", receipt.queue_position) } else { String::new() };
     let waits = receipt.waits_for.as_ref().map(|why| format!(", waits: {why}")).unwrap_or_default();
-    anstream::println!("{}{turn}{}  {}{ahead}{waits}, session {session}", paint::BOLD, paint::OFF, receipt.disposition);
+    anstream::println!("{}{turn}{}  {what}{ahead}{waits}, session {session}", paint::BOLD, paint::OFF);
     Ok(())
 }
 
@@ -146,27 +152,42 @@ pub struct Turns {
 impl Turns {
     /// Runs it.
     pub async fn run(self, config: &Config) -> anyhow::Result<ExitCode> {
-        for turn in store(config).await?.turns(self.status.as_deref(), self.limit).await? {
-            if self.json {
-                anstream::println!("{}", paint::json(&turn)?);
-                continue;
+        let turns = store(config).await?.turns(self.status.as_deref(), self.limit).await?;
+        if self.json {
+            for turn in &turns {
+                anstream::println!("{}", paint::json(turn)?);
             }
-            let style = paint::status(&turn.status);
-            let why = turn.waits_for.or(turn.error_code).map(|why| format!(" {why}")).unwrap_or_default();
-            let cost = turn.cost_usd.map(|usd| format!(" ${usd:.4}")).unwrap_or_default();
+            return Ok(ExitCode::SUCCESS);
+        }
+        let rows: Vec<[String; 3]> = turns.iter().map(columns).collect();
+        let width = |nth: usize| rows.iter().map(|row| row[nth].chars().count()).max().unwrap_or(0);
+        let (ids, states, costs) = (width(0), width(1), width(2));
+        for ([id, state, cost], turn) in rows.iter().zip(&turns) {
             anstream::println!(
-                "{}  {style}{:<11}{}{why}{cost}  {}{}{}  {}",
-                paint::line(&turn.id),
-                turn.status,
+                "{id:<ids$}  {}{state:<states$}{}  {cost:>costs$}  {}{}{}  {}",
+                paint::status(&turn.status),
                 paint::OFF,
                 paint::DIM,
-                turn.created_at.format("%Y-%m-%d %H:%M:%S"),
+                paint::time(turn.created_at),
                 paint::OFF,
                 paint::short(&turn.prompt_start, 60),
             );
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Id, status with its reason, cost.
+fn columns(turn: &TurnRow) -> [String; 3] {
+    let why = turn
+        .waits_for
+        .as_ref()
+        .or(turn.error_code.as_ref())
+        .filter(|why| **why != turn.status)
+        .map(|why| format!(" {why}"))
+        .unwrap_or_default();
+    let cost = turn.cost_usd.map(|usd| format!("${usd:.4}")).unwrap_or_default();
+    [paint::line(&turn.id), format!("{}{why}", turn.status), cost]
 }
 
 /// Cancel a turn.

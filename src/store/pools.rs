@@ -91,10 +91,11 @@ impl Store {
         .await
     }
 
-    /// Makes or changes a pool. Its slots follow the cap in the same transaction.
-    pub async fn set_pool(&self, name: &str, change: &PoolChange) -> sqlx::Result<()> {
+    /// Makes or changes a pool; says whether it was made. Its slots follow the cap in the same transaction.
+    pub async fn set_pool(&self, name: &str, change: &PoolChange) -> sqlx::Result<bool> {
         let mut tx = self.pool.begin().await?;
-        sqlx::query!("INSERT INTO turnmill.pools (name) VALUES ($1) ON CONFLICT (name) DO NOTHING", name).execute(&mut tx).await?;
+        let made = sqlx::query!("INSERT INTO turnmill.pools (name) VALUES ($1) ON CONFLICT (name) DO NOTHING", name);
+        let made = made.execute(&mut tx).await?.rows_affected() == 1;
         sqlx::query!(
             "UPDATE turnmill.pools SET
                cap = coalesce($2, cap), template = coalesce($3, template), agent = coalesce($4, agent),
@@ -133,7 +134,8 @@ impl Store {
         )
         .execute(&mut tx)
         .await?;
-        tx.commit().await
+        tx.commit().await?;
+        Ok(made)
     }
 
     /// E2B refuses our credentials: nobody claims from the pool until an operator, or the probe, heals it.

@@ -117,3 +117,27 @@ async fn whoever_watches_a_turn_hears_of_each_failure_once(pool: PgPool) {
     assert_eq!(failed.matches("Welcome to some other program").count(), 1, "the message is not repeated: {failed}");
     all.stop().await;
 }
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn receipts_and_lists_say_what_is_so(pool: PgPool) {
+    let url = pool.connect_options().to_url_lossy().to_string();
+    let run = async |args: &[&str]| said(&turnmill(args).env("DATABASE_URL", &url).output().await.unwrap());
+    assert!(run(&["pool", "set", "big", "--cap", "3"]).await.starts_with("Made pool big.\n"));
+    assert!(run(&["pool", "set", "big", "--pause"]).await.starts_with("Changed pool big.\n"));
+
+    let held_up = ["enqueue", "hi", "--pool", "big", "--id", "t1", "--session", "s1", "--key", "k1"];
+    assert_eq!(run(&held_up).await, "t1  queued, waits: pool_paused, session s1\n");
+    assert_eq!(run(&held_up).await, "t1  again: it is pending already, waits: pool_paused, session s1\n");
+    let behind = run(&["enqueue", "hi", "--id", "a-longer-id", "--session", "s1"]).await;
+    assert_eq!(behind, "a-longer-id  queued, 1 before it, waits: session_busy, session s1\n");
+    run(&["cancel", "a-longer-id"]).await;
+
+    let listed = run(&["turns"]).await;
+    let lines: Vec<&str> = listed.lines().collect();
+    assert!(
+        lines[0].starts_with("a-longer-id  cancelled            ") && lines[1].starts_with("t1           pending pool_paused  "),
+        "{listed}"
+    );
+    assert_eq!(lines[0].find(" UTC  hi"), lines[1].find(" UTC  hi"), "the columns line up: {listed}");
+    assert!(lines.iter().all(|line| line.contains(" UTC  hi")), "{listed}");
+}
