@@ -17,8 +17,8 @@ use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
 use memory::Memory;
-pub use script::{NAMES, Script};
 use script::Step;
+pub use script::{NAMES, Script};
 use speech::Speech;
 
 /// Plays the agent: `--script=NAME|FILE|JSON`, else `TURNMILL_MOCK_SCRIPT`, else `/mock SCRIPT` in the message.
