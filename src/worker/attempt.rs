@@ -57,7 +57,13 @@ async fn attempt(worker: &Worker, assignment: &mut Assignment) -> Result<(), Let
         let job = &assignment.job;
         let mut copier = Copier::new(worker, job);
         let happened = run_agent(worker, job, pause, &mut copier, &mut assignment.cancel, &mut held).await?;
-        if !matches!(happened, Happened::AgentEnded(_) | Happened::Idle(_)) {
+        let asked = assignment.cancel.borrow().clone();
+        let happened = match (happened, asked) {
+            // It would start over only to be cancelled, and hide what was said.
+            (Happened::SandboxLost(_), Some(reason)) => Happened::Cancelled { reason },
+            (happened, _) => happened,
+        };
+        if copier.exit().is_none() {
             make_sure_it_is_over(worker, &held, job.sandbox_timeout).await;
         }
         let before = Setbacks { startups: count(job.failures), agents: count(job.agent_failures), sandboxes: count(job.sandboxes_lost) };

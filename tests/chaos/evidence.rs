@@ -159,8 +159,19 @@ impl Evidence {
 }
 
 async fn listed(url: &str) -> anyhow::Result<Vec<String>> {
-    let list = reqwest::Client::new().get(format!("{url}/sandboxes")).header("X-API-Key", "local").send().await;
-    let all: Vec<Value> = list.and_then(reqwest::Response::error_for_status).context("listing sandboxes")?.json().await?;
+    let client = reqwest::Client::new();
+    let mut tries = 0;
+    // A fault that nobody has run into yet may wait for us.
+    let list = loop {
+        let list = client.get(format!("{url}/sandboxes")).header("X-API-Key", "local").send().await;
+        match list.and_then(reqwest::Response::error_for_status) {
+            Ok(list) => break list,
+            Err(error) if tries >= 20 => return Err(error).context("listing sandboxes"),
+            Err(_) => tries += 1,
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    };
+    let all: Vec<Value> = list.json().await?;
     Ok(all.iter().filter_map(|sandbox| sandbox["sandboxID"].as_str().map(str::to_owned)).collect())
 }
 

@@ -93,10 +93,12 @@ async fn who_adopts_a_cancelled_turn_ends_its_open_calls_though_he_never_read_it
     fleet.has_blocks(&turn, 2).await;
     worker.stop().await;
     fleet.store.cancel(&turn, None).await.unwrap();
-    // The next one is still looking for the sandbox when it hears of it.
-    e2b.faults(json!([{ "on": "get", "delay_ms": 5000 }])).await;
+    // With all that could be read.
+    let sandbox = e2b.client().list(&[]).await.unwrap().remove(0);
+    e2b.vanish(&sandbox.id).await;
     let worker = RunningWorker::start(&fleet, &e2b.url).await;
-    assert_eq!(fleet.ended(&turn).await.status, "cancelled");
+    let ended = fleet.ended(&turn).await;
+    assert_eq!((ended.status.as_str(), ended.generation), ("cancelled", 1), "what was said stays");
     let blocks = fleet.blocks(&turn).await;
     assert_eq!((blocks.len(), &blocks[2][1]["kind"], &blocks[2][1]["tool_use_id"]), (3, &json!("lost"), &blocks[1][1]["tool_use_id"]));
     Running { fleet, e2b, worker }.stop().await;
