@@ -4,6 +4,7 @@
 //! the highest that it has seen: a worker that lost its turn can't touch what its successor does.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -36,6 +37,7 @@ pub struct Sandbox {
     envd: Envd,
     id: String,
     envd_version: Option<String>,
+    turn: String,
     epoch: i64,
     attempt: i32,
     deadline: Duration,
@@ -183,13 +185,15 @@ impl From<EnvdError> for SandboxError {
 }
 
 impl Sandbox {
-    /// Over a sandbox that E2B says is running.
-    pub fn new(client: &e2b::Client, sandbox: &e2b::Sandbox, epoch: i64, attempt: i32, deadline: Duration) -> Self {
+    /// Over a sandbox that E2B says is running. `turn` tells apart the turns of a session that it may serve: letters,
+    /// digits and hyphens.
+    pub fn new(client: &e2b::Client, sandbox: &e2b::Sandbox, turn: &str, epoch: i64, attempt: i32, deadline: Duration) -> Self {
         Self {
             client: client.clone(),
             envd: client.envd(sandbox),
             id: sandbox.id.clone(),
             envd_version: sandbox.envd_version.clone(),
+            turn: turn.to_owned(),
             epoch,
             attempt,
             deadline,
@@ -271,14 +275,12 @@ impl Sandbox {
 
     /// Bytes `from..to` of the journal, or fewer when it is shorter.
     pub async fn read(&self, from: u64, to: u64) -> Result<Bytes, SandboxError> {
-        let path = format!("{STATE}/attempt-{}/journal.jsonl", self.attempt);
-        Ok(self.envd.download(&path, "root", from..to, self.deadline).await?)
+        self.download("journal.jsonl", from..to).await
     }
 
     /// The conversation as it was when this attempt's agent had ended; `size` as its exit file says.
     pub async fn transcript(&self, size: u64) -> Result<Bytes, SandboxError> {
-        let path = format!("{STATE}/attempt-{}/transcript", self.attempt);
-        Ok(self.envd.download(&path, "root", 0..size, self.deadline).await?)
+        self.download("transcript", 0..size).await
     }
 
     /// Lets it live for `timeout` from now. `Gone` when E2B does not know it any more.
@@ -301,6 +303,11 @@ impl Sandbox {
         Ok(self.envd.upload(&path, "root", body, self.deadline).await?)
     }
 
+    async fn download(&self, name: &str, range: Range<u64>) -> Result<Bytes, SandboxError> {
+        let path = format!("{STATE}/turn-{}/attempt-{}/{name}", self.turn, self.attempt);
+        Ok(self.envd.download(&path, "root", range, self.deadline).await?)
+    }
+
     async fn verb(&self, verb: &str, args: &[&str], envs: BTreeMap<String, String>) -> Result<Probe, SandboxError> {
         let output = self.envd.run(&self.command(verb, args, envs), self.deadline).await?;
         let said = String::from_utf8_lossy(&output.stdout);
@@ -317,7 +324,7 @@ impl Sandbox {
 
     fn command(&self, verb: &str, args: &[&str], envs: BTreeMap<String, String>) -> Command {
         let mut all = vec!["-c".to_owned(), RUN.to_owned(), "run-turn".to_owned(), self.epoch.to_string(), verb.to_owned()];
-        all.extend(["--attempt".to_owned(), self.attempt.to_string()]);
+        all.extend(["--turn".to_owned(), self.turn.clone(), "--attempt".to_owned(), self.attempt.to_string()]);
         all.extend(args.iter().map(|&arg| arg.to_owned()));
         Command { cmd: "/bin/bash".to_owned(), args: all, envs, user: "root".to_owned(), ..Command::default() }
     }

@@ -27,7 +27,8 @@ pub(super) async fn ready(worker: &Worker, job: &Claimed, held: &mut Held) -> Re
         None => create(worker, job, held).await?,
     };
     let sandbox = match found {
-        Ok(sandbox) => Sandbox::new(&worker.e2b, &sandbox, job.epoch, job.attempt, worker.config.worker.call_deadline),
+        // The turn's id is its caller's and may hold anything; the message's is as good, and safe in a path.
+        Ok(sandbox) => Sandbox::new(&worker.e2b, &sandbox, &job.message_uuid, job.epoch, job.attempt, worker.config.worker.call_deadline),
         Err(happened) => return Ok(Err(happened)),
     };
     held.sandbox_id = Some(sandbox.id().to_owned());

@@ -265,7 +265,7 @@ async fn a_template_that_does_not_fit_is_told_apart_from_one_that_fails() {
     let client = e2b.client();
     let made = create(&client, "n1").await;
     client.envd(&made).upload("/etc/turnmill-template", "root", Bytes::from("2\n"), SOON).await.unwrap();
-    let sandbox = turnmill::sandbox::Sandbox::new(&client, &made, 1, 1, SOON);
+    let sandbox = turnmill::sandbox::Sandbox::new(&client, &made, "t", 1, 1, SOON);
     sandbox.install().await.unwrap();
     let launch = Launch { command: vec!["true".to_owned()], ..Launch::default() };
     let refused = sandbox.start(&launch).await.unwrap_err();

@@ -30,8 +30,14 @@ impl Box {
     }
 
     fn command(&self, epoch: u64, verb: &str, args: &[&str]) -> Command {
+        self.command_of("t", epoch, verb, args)
+    }
+
+    /// The same, for another turn than `t`.
+    fn command_of(&self, turn: &str, epoch: u64, verb: &str, args: &[&str]) -> Command {
         let mut command = Command::new("bash");
-        command.arg(self.root.path().join("run-turn")).args(["--epoch", &epoch.to_string(), verb, "--attempt", "1"]).args(args);
+        let script = self.root.path().join("run-turn");
+        command.arg(script).args(["--epoch", &epoch.to_string(), verb, "--turn", turn, "--attempt", "1"]).args(args);
         command.env("TURNMILL_ROOT", self.root.path()).env("HOME", self.root.path());
         if let Some(uid) = self.uid {
             command.env("TURNMILL_AGENT_UID", uid.to_string());
@@ -56,8 +62,12 @@ impl Box {
         self.command(epoch, "follow", &["--offset", &offset.to_string()]).stdout(Stdio::piped()).spawn().unwrap()
     }
 
+    fn state(&self) -> PathBuf {
+        self.root.path().join("var/lib/turnmill")
+    }
+
     fn attempt(&self) -> PathBuf {
-        self.root.path().join("var/lib/turnmill/attempt-1")
+        self.state().join("turn-t/attempt-1")
     }
 
     fn pid(&self, of: &str) -> i32 {
@@ -235,6 +245,37 @@ fn the_agent_runs_as_its_own_user_in_its_home_and_sees_nothing_of_the_supervisor
     } else {
         assert!(journal.contains(" none "), "{journal}");
     }
+}
+
+const START: [&str; 8] = ["--input", "/input.jsonl", "--journal-max", "1000000", "--", "bash", "-c", "echo hi; sleep 60"];
+
+#[test]
+fn the_first_start_of_a_turn_ends_and_removes_what_the_turn_before_has_left() {
+    let sandbox = Box::new();
+    sandbox.start(1, "echo hi; sleep 60");
+    let (supervisor, agent) = (sandbox.pid("supervisor"), sandbox.pid("agent"));
+    for brought in ["in/1", "in/2"] {
+        std::fs::create_dir_all(sandbox.state().join(brought)).unwrap();
+    }
+    let started = sandbox.command_of("u", 2, "start", &START).output().unwrap();
+    assert!(String::from_utf8_lossy(&started.stdout).contains(r#""state":"alive""#), "{started:?}");
+    assert!(!runs(supervisor) && !runs(agent), "nothing of it writes beside the new one");
+    let left = |place: &str| sandbox.state().join(place).exists();
+    assert_eq!((left("turn-t"), left("in/1"), left("in/2"), left("turn-u/attempt-1/journal.jsonl")), (false, false, true, true));
+    let killed = sandbox.command_of("u", 2, "signal", &["KILL"]).output().unwrap();
+    assert!(killed.status.success());
+}
+
+#[test]
+fn a_turn_that_a_worker_of_before_has_started_is_found_and_not_started_again() {
+    let sandbox = Box::new();
+    sandbox.start(1, "echo hi; sleep 60");
+    // As it was: its attempts beside the turns.
+    std::fs::rename(sandbox.attempt(), sandbox.state().join("attempt-1")).unwrap();
+    std::fs::remove_dir(sandbox.state().join("turn-t")).unwrap();
+    assert_eq!(sandbox.ask(2, "probe", &[])["state"], "alive");
+    assert_eq!(sandbox.start(2, "echo again")["state"], "alive");
+    assert_eq!(std::fs::read_to_string(sandbox.attempt().join("journal.jsonl")).unwrap(), "hi\n");
 }
 
 /// Where template and supervisor say which format they have.

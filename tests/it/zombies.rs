@@ -277,7 +277,7 @@ impl Sandbox {
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        self.run(99, "signal --attempt 1 KILL");
+        self.run(99, "signal --turn t --attempt 1 KILL");
         crate::harness::sweep(self.0.path());
     }
 }
@@ -285,12 +285,12 @@ impl Drop for Sandbox {
 #[test]
 fn whoever_lost_a_turn_can_change_nothing_in_its_sandbox_either() {
     let sandbox = Sandbox::new();
-    let start = |attempt: u32, script: &str| format!("start --attempt {attempt} --input /input --journal-max 0 -- {script}");
-    let probe = |epoch| serde_json::from_slice::<Value>(&sandbox.run(epoch, "probe --attempt 1").stdout).unwrap();
+    let start = |attempt: u32, script: &str| format!("start --turn t --attempt {attempt} --input /input --journal-max 0 -- {script}");
+    let probe = |epoch| serde_json::from_slice::<Value>(&sandbox.run(epoch, "probe --turn t --attempt 1").stdout).unwrap();
     sandbox.run(5, &start(1, "sleep 60"));
     for what in ["alive", "exited"] {
         if what == "exited" {
-            sandbox.run(6, "signal --attempt 1 TERM");
+            sandbox.run(6, "signal --turn t --attempt 1 TERM");
         }
         let since = std::time::Instant::now();
         while probe(6)["state"] != what {
@@ -300,9 +300,9 @@ fn whoever_lost_a_turn_can_change_nothing_in_its_sandbox_either() {
         let before = sandbox.files();
         for attempt in [1, 2] {
             let mut verbs = vec![start(attempt, "true")];
-            verbs.extend(["probe", "finish"].map(|verb| format!("{verb} --attempt {attempt}")));
-            verbs.extend(["INT", "TERM", "KILL"].map(|signal| format!("signal --attempt {attempt} {signal}")));
-            verbs.push(format!("follow --attempt {attempt} --offset 0"));
+            verbs.extend(["probe", "finish"].map(|verb| format!("{verb} --turn t --attempt {attempt}")));
+            verbs.extend(["INT", "TERM", "KILL"].map(|signal| format!("signal --turn t --attempt {attempt} {signal}")));
+            verbs.push(format!("follow --turn t --attempt {attempt} --offset 0"));
             for verb in verbs {
                 let output = sandbox.run(5, &verb);
                 assert_eq!((output.status.code(), &*output.stdout), (Some(75), &b"{\"state\":\"fenced\"}\n"[..]), "{what}: {verb}");

@@ -63,7 +63,7 @@ pub(super) async fn start(State(app): State<App>, headers: HeaderMap, body: Byte
 /// What the ledger says of a process; of our own supervisor, as whom it acts and how.
 fn started(pid: u32, args: &[String]) -> Value {
     match args {
-        [_, _, name, epoch, verb, _, attempt, ..] if name == "run-turn" => {
+        [_, _, name, epoch, verb, _, _, _, attempt, ..] if name == "run-turn" => {
             json!({ "pid": pid, "epoch": epoch.parse::<i64>().ok(), "verb": verb, "attempt": attempt.parse::<i32>().ok() })
         }
         _ => json!({ "pid": pid, "args": args }),

@@ -107,18 +107,19 @@ impl Simulation {
     /// Runs a command of the supervisor; its events.
     pub fn run(&self, args: &[String]) -> Result<mpsc::Receiver<Value>, Refusal> {
         let none = || Refusal::new("unimplemented", "a simulated sandbox has only the supervisor");
-        let [_, _, name, epoch, verb, _, attempt, rest @ ..] = args else { return Err(none()) };
+        let [_, _, name, epoch, verb, _, turn, _, attempt, rest @ ..] = args else { return Err(none()) };
+        let attempt = format!("turn-{turn}/attempt-{attempt}");
         let epoch: u64 = epoch.parse().ok().filter(|_| name == "run-turn").ok_or_else(none)?;
         let mut state = self.lock();
         if epoch < state.epoch {
             return Ok(said(&json!({ "state": "fenced" }), FENCED));
         }
         state.epoch = epoch;
-        if verb == "start" && !state.attempts.contains_key(attempt) {
+        if verb == "start" && !state.attempts.contains_key(&attempt) {
             let begun = Arc::new(self.begin(state.inputs.get(&epoch.to_string()))?);
             state.attempts.insert(attempt.clone(), begun);
         }
-        let Some(attempt) = state.attempts.get(attempt).cloned() else {
+        let Some(attempt) = state.attempts.get(&attempt).cloned() else {
             return Ok(said(&json!({ "state": "none", "journal": 0, "exit": null, "stderr_tail": "" }), 0));
         };
         match (verb.as_str(), rest) {
@@ -154,7 +155,7 @@ impl Simulation {
 
     /// A journal, whole or by range.
     pub fn download(&self, path: &str, headers: &HeaderMap) -> Response {
-        let attempt = path.rsplit('/').nth(1).and_then(|dir| dir.strip_prefix("attempt-"));
+        let attempt = path.rsplit_once('/').and_then(|(dir, _)| dir.find("turn-").map(|at| &dir[at..]));
         let Some(attempt) = attempt.and_then(|attempt| self.lock().attempts.get(attempt).cloned()) else {
             return fault(StatusCode::NOT_FOUND, &format!("path '{path}' does not exist"));
         };
