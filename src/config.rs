@@ -31,8 +31,18 @@ pub struct Config {
     pub worker: Worker,
     /// Where sandboxes come from.
     pub e2b: E2b,
+    /// What seals what is kept of users.
+    pub keys: Keys,
     /// When to try again.
     pub retry: RetryPolicy,
+}
+
+/// The workers' own keys.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Keys {
+    /// `ID:BASE64` words, the one that seals first; empty = none.
+    pub master: SecretString,
 }
 
 /// How to reach Postgres.

@@ -65,9 +65,18 @@ pub struct Launch {
     /// Most bytes of that.
     pub transcript_max_bytes: u64,
     /// The conversation to go on with, where the sandbox has none.
-    pub restore: Option<Bytes>,
+    pub restore: Option<Restore>,
     /// The conversation that the sandbox has is of no use.
     pub forget: bool,
+}
+
+/// A conversation that is brought into a sandbox.
+#[derive(Debug, Clone)]
+pub struct Restore {
+    /// The agent's own file.
+    pub conversation: Bytes,
+    /// Where in its home it goes, a pattern.
+    pub file: String,
 }
 
 impl Launch {
@@ -229,9 +238,9 @@ impl Sandbox {
             args.extend(["--transcript", pattern, "--transcript-max", &transcript_max]);
             if launch.forget {
                 args.push("--forget");
-            } else if let Some(conversation) = &launch.restore {
-                self.upload("transcript", conversation.clone()).await?;
-                args.extend(["--restore", &restore]);
+            } else if let Some(saved) = &launch.restore {
+                self.upload("transcript", saved.conversation.clone()).await?;
+                args.extend(["--restore", &restore, "--restore-as", &saved.file]);
             }
         }
         args.push("--");

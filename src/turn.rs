@@ -61,6 +61,8 @@ pub enum StartupFailure {
     Blocked(TurnError),
     /// No try will ever work as the pool is configured.
     Config(TurnError),
+    /// The sandbox that was kept for the session is of no use; a new one may be.
+    NotKept(TurnError),
 }
 
 /// What became of a worker's attempt at a turn.
@@ -241,6 +243,7 @@ impl RetryPolicy {
             StartupFailure::RateLimited(wait, error) => (Duration::ZERO, false, ForPool::RateLimited(*wait), error),
             StartupFailure::AtCapacity(cap, error) => (Duration::ZERO, false, ForPool::AtCapacity(*cap), error),
             StartupFailure::Blocked(error) => (Duration::ZERO, false, ForPool::Blocked, error),
+            StartupFailure::NotKept(error) => (Duration::ZERO, false, ForPool::Nothing, error),
         };
         let why = TurnError::new(&error.code, format!("no sandbox yet: {}", error.message));
         Fate::RetryLater { delay, charged, restart: false, for_pool, why }

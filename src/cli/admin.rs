@@ -72,6 +72,20 @@ struct PoolSet {
     /// Bash script that brings the files back: a file, "uspark" or "none"
     #[arg(long, value_name = "FILE", value_parser = hook)]
     finish: Option<Hook>,
+    /// What becomes of a sandbox after its turn: "kill" (the default), "warm:TIME" = kept running for its session's next
+    /// turn, unless others need the slot; "pause:TIME" = kept paused, which costs no slot; or both: "warm:5m,pause:7days"
+    #[arg(long, value_name = "WHAT", value_parser = release)]
+    release: Option<Release>,
+    /// How long E2B lets a sandbox run: 3600 on Hobby, 86400 on Pro. None is used again whose age and --turn-timeout come to
+    /// more
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(i32).range(1..))]
+    sandbox_max: Option<i32>,
+    /// Newest turns of a session whose conversation is kept: how far back a retry or a fork can go
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
+    context_versions: Option<i32>,
+    /// Days after its last turn that a session is remembered
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(i32).range(1..))]
+    context_days: Option<i32>,
     /// Take no more turns from it
     #[arg(long, conflicts_with = "resume")]
     pause: bool,
@@ -118,6 +132,28 @@ fn rate(value: &str) -> Result<Rate, String> {
     rate.map(|rate| Rate(Some(rate))).ok_or_else(|| "give a number above 0, or \"none\"".to_owned())
 }
 
+/// Seconds that a sandbox is kept warm, and then paused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Release(i32, i32);
+
+/// Longest time that a sandbox runs anywhere.
+const WARM_MAX: i32 = 86_400;
+
+fn release(value: &str) -> Result<Release, String> {
+    let help = || "give \"kill\", \"warm:5m\", \"pause:7days\" or \"warm:5m,pause:7days\"; warm for a day at most".to_owned();
+    let (mut warm, mut paused) = (0, 0);
+    for part in value.split(',').filter(|_| value != "kill") {
+        let (what, time) = part.split_once(':').ok_or_else(help)?;
+        let seconds = humantime::parse_duration(time).ok().and_then(|time| i32::try_from(time.as_secs()).ok()).filter(|s| *s > 0);
+        match (what, seconds) {
+            ("warm", Some(seconds)) if seconds <= WARM_MAX && warm == 0 && paused == 0 => warm = seconds,
+            ("pause", Some(seconds)) if paused == 0 => paused = seconds,
+            _ => return Err(help()),
+        }
+    }
+    Ok(Release(warm, paused))
+}
+
 /// A hook's script; `None` = the shipped one, empty = none.
 #[derive(Debug, Clone)]
 struct Hook(Option<String>);
@@ -151,6 +187,10 @@ impl Pools {
                 prepare: set.prepare.map(|hook| hook.0),
                 watch: set.watch.map(|hook| hook.0),
                 finish: set.finish.map(|hook| hook.0),
+                release: set.release.map(|Release(warm, paused)| (warm, paused)),
+                sandbox_max_s: set.sandbox_max,
+                context_versions: set.context_versions,
+                context_days: set.context_days,
             };
             let made = store.set_pool(&set.name, &change).await.with_context(|| format!("pool \"{}\" was not changed", set.name))?;
             anstream::println!("{} {}.", if made { "Made pool" } else { "Changed pool" }, set.name);
@@ -160,8 +200,12 @@ impl Pools {
             let rate = pool.create_rate.map(|rate| format!(", {rate} creates/s")).unwrap_or_default();
             let reported = pool.reported.map(|n| format!(", E2B says {n}")).unwrap_or_default();
             let account = pool.account_cap.map(|n| format!(", its account's limit is {n}")).unwrap_or_default();
+            let kept = match (pool.warm, pool.parked) {
+                (0, 0) => String::new(),
+                (warm, parked) => format!(" ({warm} warm; {parked} paused besides)"),
+            };
             anstream::println!(
-                "{}{}{}  {}/{} sandboxes{reported}{account}{rate}, {} ready, {state}, template {}, agent {}",
+                "{}{}{}  {}/{} sandboxes{kept}{reported}{account}{rate}, {} ready, {state}, template {}, agent {}",
                 paint::BOLD,
                 pool.name,
                 paint::OFF,
@@ -277,5 +321,21 @@ impl FleetArgs {
             anstream::println!("  {} {subject}: {reason}; {done}", correction.kind);
         }
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_becomes_of_a_sandbox_is_read_or_refused() {
+        assert_eq!(release("kill"), Ok(Release(0, 0)));
+        assert_eq!(release("warm:5m"), Ok(Release(300, 0)));
+        assert_eq!(release("pause:7days"), Ok(Release(0, 604_800)));
+        assert_eq!(release("warm:90s,pause:1h"), Ok(Release(90, 3600)));
+        for wrong in ["", "warm", "warm:", "warm:0s", "warm:2days", "pause:1h,warm:5m", "kill,warm:5m", "warm:5m,warm:5m", "sleep:5m"] {
+            assert!(release(wrong).unwrap_err().contains("warm:5m,pause:7days"), "{wrong}");
+        }
     }
 }

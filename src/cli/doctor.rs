@@ -6,7 +6,7 @@ use secrecy::ExposeSecret as _;
 
 use super::{complain, on_path, paint, store};
 use crate::config::Config;
-use crate::keys::Credentials;
+use crate::keys::{Credentials, Vault};
 use crate::store::Store;
 
 /// Prints the findings; exit code 1 when a worker could not run.
@@ -23,6 +23,13 @@ pub async fn run(config: &Config) -> anyhow::Result<ExitCode> {
     match Credentials::from_environment(|name| std::env::var(name).ok()).source() {
         Some(name) => report.good("model key", &format!("from {name}")),
         None => report.note("model key", "none in the environment: only the mock agent can answer; set ANTHROPIC_API_KEY for Claude Code"),
+    }
+    match Vault::new(config.keys.master.expose_secret()) {
+        Ok(vault) => match vault.sealing() {
+            Some(id) => report.good("master key", &format!("conversations are sealed under \"{id}\"")),
+            None => report.note("master key", "none: conversations are kept as they are; make one for all workers: turnmill keys new"),
+        },
+        Err(error) => report.bad("master key", &complain::text(&error)),
     }
     match on_path("claude") {
         Some(path) => report.good("claude", &format!("{} (used by turnmill dev; on E2B the template has its own)", path.display())),

@@ -8,6 +8,7 @@ mod complain;
 mod demo;
 mod dev;
 mod doctor;
+mod keys;
 mod local;
 mod logs;
 mod note;
@@ -76,6 +77,8 @@ pub enum Command {
     Cancel(turns::Cancel),
     /// Enqueue an ended turn's message again
     Retry(turns::RetryArgs),
+    /// Make a session that goes on from where another one is, or was
+    Fork(turns::Fork),
     /// Take turns from the queue and run them, until SIGTERM
     Worker(worker::Worker),
     /// Run the local E2B-compatible server (it isolates nothing: for development and tests)
@@ -88,6 +91,8 @@ pub enum Command {
     Tenant(admin::Tenants),
     /// Show this database's fleet, or give a copied database an identity of its own
     Fleet(admin::FleetArgs),
+    /// Make the keys under which workers seal what the database keeps
+    Keys(keys::Keys),
     /// Check what a worker needs, and say what to do about what is missing
     Doctor,
     /// Run one real turn in a pool and check all that it leaves
@@ -126,12 +131,14 @@ impl Cli {
             Command::Turns(turns) => turns.run(&config).await,
             Command::Cancel(cancel) => cancel.run(&config).await,
             Command::Retry(retry) => retry.run(&config).await,
+            Command::Fork(fork) => fork.run(&config).await,
             Command::Worker(worker) => worker.run(config).await,
             Command::Local(local) => local.run().await,
             Command::Migrate => admin::migrate(&config).await,
             Command::Pool(pools) => pools.run(&config).await,
             Command::Tenant(tenants) => tenants.run(&config).await,
             Command::Fleet(fleet) => fleet.run(&config).await,
+            Command::Keys(keys) => Ok(keys.run()),
             Command::Smoke(smoke) => smoke.run(config).await,
             Command::Doctor => doctor::run(&config).await,
             Command::Demo(demo) => demo.run().await,

@@ -16,8 +16,11 @@ pub struct EnqueueArgs {
     /// Session to continue, or to start under this id; a new one without it
     #[arg(long, value_name = "ID")]
     session: Option<String>,
+    /// Begin a new session from where this one is: its conversation, its files
+    #[arg(long, value_name = "SESSION", conflicts_with_all = ["key", "pool"])]
+    fork: Option<String>,
     /// Project of a new session
-    #[arg(long, value_name = "ID", default_value = "default")]
+    #[arg(long, value_name = "ID", default_value = "default", conflicts_with = "fork")]
     project: String,
     /// Pool of a new session
     #[arg(long)]
@@ -57,8 +60,9 @@ impl EnqueueArgs {
         let receipt = store
             .enqueue(&Enqueue {
                 prompt,
-                project_id: Some(self.project),
+                project_id: self.fork.is_none().then_some(self.project),
                 session_id: self.session,
+                fork: self.fork,
                 turn_id: self.id,
                 idempotency_key: self.key,
                 options: Some(options.into()),
@@ -123,6 +127,28 @@ impl RetryArgs {
             Some(turn) if self.watch => watch::follow(&store, &turn, self.json).await,
             _ => Ok(ExitCode::SUCCESS),
         }
+    }
+}
+
+/// Make a session that goes on from where another one is, or was.
+#[derive(Debug, Args)]
+pub struct Fork {
+    /// The session
+    session: String,
+    /// After this turn of it; after the last that has ended without it
+    #[arg(long, value_name = "TURN")]
+    at: Option<String>,
+    /// Id for the new session
+    #[arg(long, value_name = "ID")]
+    id: Option<String>,
+}
+
+impl Fork {
+    /// Runs it.
+    pub async fn run(self, config: &Config) -> anyhow::Result<ExitCode> {
+        let made = store(config).await?.fork(&self.session, self.id.as_deref(), self.at.as_deref()).await?;
+        anstream::println!("{}{}{}", paint::BOLD, paint::line(&made), paint::OFF);
+        Ok(ExitCode::SUCCESS)
     }
 }
 

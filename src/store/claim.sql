@@ -1,5 +1,6 @@
 -- Takes up to $2 jobs for worker $1, each with a new epoch: first those whose worker is gone, then
--- ready ones together with a free slot of their pool. One statement, so that job and slot can't disagree.
+-- ready ones together with a free slot of their pool, or with the one in which their session's sandbox is kept warm.
+-- One statement, so that job and slot can't disagree.
 --
 -- AS MATERIALIZED: a LIMIT under a nested loop may be evaluated again and claim more than it says.
 -- FOR NO KEY UPDATE: nothing references these rows by key, so no MultiXact appears.
@@ -41,21 +42,25 @@ bucket AS MATERIALIZED (
     FOR NO KEY UPDATE OF q SKIP LOCKED
 ),
 -- Pools in which something may start, and how much: no more than free slots, so that a full pool hides nobody's work.
+-- coming: slots that will be free in a moment.
 open AS MATERIALIZED (
-    SELECT pool, (SELECT count(*) FROM (
-               SELECT FROM turnmill.slots s WHERE s.pool = p.pool AND s.state = 'free' AND NOT s.retire LIMIT p.most) free) AS room
-    FROM (
-        SELECT b.pool, least(floor(b.tokens)::bigint, $2) AS most FROM bucket b
-        UNION ALL
-        SELECT p.name, $2 FROM turnmill.pools p JOIN turnmill.pool_states q ON q.pool = p.name
-        WHERE p.state = 'active' AND p.create_rate IS NULL AND q.creates_after <= clock_timestamp()
-    ) p
+    SELECT o.* FROM (
+        SELECT p.name AS pool,
+               (SELECT count(*) FROM (
+                   SELECT FROM turnmill.slots s WHERE s.pool = p.name AND s.state = 'free' AND NOT s.retire
+                   LIMIT CASE WHEN p.create_rate IS NULL AND q.creates_after <= clock_timestamp() THEN $2
+                              ELSE coalesce(least(floor(b.tokens)::bigint, $2), 0) END) free) AS room,
+               EXISTS (SELECT FROM turnmill.slots s WHERE s.pool = p.name AND s.state = 'warm') AS warm,
+               (SELECT count(*) FROM turnmill.slots s WHERE s.pool = p.name AND s.state IN ('pausing', 'releasing') AND NOT s.retire) AS coming
+        FROM turnmill.pools p JOIN turnmill.pool_states q ON q.pool = p.name LEFT JOIN bucket b ON b.pool = p.name
+        WHERE p.state = 'active'
+    ) o
+    WHERE o.room > 0 OR o.warm
 ),
 -- Each tenant with ready work, by jumps along the index: nobody's backlog is walked through.
 head AS (
     SELECT o.pool, first.tenant_id FROM open o CROSS JOIN LATERAL (
         SELECT r.tenant_id FROM turnmill.jobs r WHERE r.pool = o.pool AND r.state = 'ready' ORDER BY r.tenant_id LIMIT 1) first
-    WHERE o.room > 0
     UNION ALL
     SELECT h.pool, next.tenant_id FROM head h CROSS JOIN LATERAL (
         SELECT r.tenant_id FROM turnmill.jobs r
@@ -73,7 +78,7 @@ limited AS MATERIALIZED (
 -- The first few of each, by what its tenant would then have running for its weight. A few more than wanted: some may
 -- be locked, and limits are applied to what could be.
 candidate AS MATERIALIZED (
-    SELECT h.pool, h.tenant_id, r.turn_id, r.priority, r.queued_at,
+    SELECT h.pool, h.tenant_id, r.turn_id, r.priority, r.queued_at, kept.slot_id AS warm_slot,
            (coalesce(n.running, 0) + r.nth) / coalesce(t.weight, 1) AS share
     FROM head h
     LEFT JOIN turnmill.tenants t ON t.id = h.tenant_id
@@ -82,43 +87,67 @@ candidate AS MATERIALIZED (
                WHERE j.state = 'leased' GROUP BY j.tenant_id) n ON n.tenant_id = h.tenant_id
     CROSS JOIN LATERAL (
         SELECT r.*, row_number() OVER (ORDER BY r.priority DESC, r.queued_at, r.turn_id) AS nth FROM (
-            SELECT r.turn_id, r.priority, r.queued_at FROM turnmill.jobs r
+            SELECT r.turn_id, r.session_id, r.priority, r.queued_at FROM turnmill.jobs r
             WHERE r.pool = h.pool AND r.tenant_id = h.tenant_id AND r.state = 'ready' AND r.run_at <= clock_timestamp()
             ORDER BY r.priority DESC, r.queued_at, r.turn_id
             LIMIT $2 + 32) r
     ) r
-    WHERE t.running_max IS NULL OR l.id IS NOT NULL
+    LEFT JOIN LATERAL (
+        SELECT s.id AS slot_id, s.state FROM turnmill.slots s
+        WHERE s.session_id = r.session_id AND (s.state = 'pausing' OR (s.state = 'warm' AND NOT s.retire AND s.due_at > clock_timestamp()))
+        ORDER BY s.state LIMIT 1) kept ON true
+    WHERE (t.running_max IS NULL OR l.id IS NOT NULL)
+      -- Its sandbox is on its way to where it can be taken up again.
+      AND kept.state IS DISTINCT FROM 'pausing'
 ),
-unlocked AS MATERIALIZED (
-    SELECT j.turn_id, j.session_id, j.pool, j.tenant_id, j.priority, j.share, j.queued_at
+-- nth: its place among those that need a free slot, or how many of these come before it. Who has a warm sandbox takes
+-- nobody's place but that of somebody who is before it and has no room: then the sandbox is to go (evict_warm).
+ranked AS MATERIALIZED (
+    SELECT c.*, count(*) FILTER (WHERE c.warm_slot IS NULL)
+                OVER (PARTITION BY c.pool ORDER BY c.priority DESC, c.share, c.queued_at, c.turn_id) AS nth
+    FROM candidate c
+),
+unlocked_cold AS MATERIALIZED (
+    SELECT j.*
     FROM open o
     CROSS JOIN LATERAL (
-        SELECT j.turn_id, j.session_id, j.pool, c.tenant_id, c.priority, c.share, c.queued_at
-        FROM (SELECT * FROM candidate c WHERE c.pool = o.pool
-              ORDER BY c.priority DESC, c.share, c.queued_at, c.turn_id LIMIT o.room + 64) c
-        JOIN turnmill.jobs j ON j.turn_id = c.turn_id JOIN turnmill.turns t ON t.id = c.turn_id
-        WHERE j.state = 'ready'
-        ORDER BY c.priority DESC, c.share, c.queued_at, c.turn_id
+        SELECT j.turn_id, j.session_id, j.pool, c.tenant_id, c.priority, c.share, c.queued_at, c.warm_slot
+        FROM ranked c JOIN turnmill.jobs j ON j.turn_id = c.turn_id JOIN turnmill.turns t ON t.id = c.turn_id
+        WHERE c.pool = o.pool AND c.warm_slot IS NULL AND c.nth <= o.room + 64 AND j.state = 'ready'
+        ORDER BY c.nth
         -- Where a tenant's limit will take some away, others are needed in their place.
-        LIMIT o.room + CASE WHEN EXISTS (SELECT FROM limited) THEN 32 ELSE 0 END
+        LIMIT o.room + CASE WHEN o.room > 0 AND EXISTS (SELECT FROM limited) THEN 32 ELSE 0 END
         FOR NO KEY UPDATE OF j, t SKIP LOCKED
     ) j
 ),
+unlocked_warm AS MATERIALIZED (
+    SELECT j.turn_id, j.session_id, j.pool, c.tenant_id, c.priority, c.share, c.queued_at, s.id AS warm_slot
+    FROM ranked c JOIN open o ON o.pool = c.pool
+    JOIN turnmill.jobs j ON j.turn_id = c.turn_id JOIN turnmill.turns t ON t.id = c.turn_id JOIN turnmill.slots s ON s.id = c.warm_slot
+    WHERE c.nth <= o.room + o.coming AND j.state = 'ready'
+      AND s.state = 'warm' AND NOT s.retire AND s.session_id = j.session_id
+    ORDER BY c.priority DESC, c.share, c.queued_at, c.turn_id
+    LIMIT $2
+    FOR NO KEY UPDATE OF j, t, s SKIP LOCKED
+),
+unlocked AS (
+    SELECT * FROM unlocked_cold UNION ALL SELECT * FROM unlocked_warm
+),
 wanted AS MATERIALIZED (
-    SELECT turn_id, session_id, pool, priority, share, queued_at
-    FROM (SELECT u.*, row_number() OVER (PARTITION BY u.pool ORDER BY u.priority DESC, u.share, u.queued_at, u.turn_id) AS nth_in_pool
+    SELECT turn_id, session_id, pool, priority, share, queued_at, warm_slot
+    FROM (SELECT u.*, row_number() OVER (PARTITION BY u.pool, u.warm_slot IS NULL ORDER BY u.priority DESC, u.share, u.queued_at, u.turn_id) AS nth_in_pool
           FROM (SELECT u.*, row_number() OVER (PARTITION BY u.tenant_id ORDER BY u.priority DESC, u.queued_at, u.turn_id) AS nth_of_tenant
                 FROM unlocked u) u
           LEFT JOIN limited l ON l.id = u.tenant_id
           WHERE l.id IS NULL OR u.nth_of_tenant <= l.room) u
     JOIN open o USING (pool)
-    WHERE nth_in_pool <= o.room
+    WHERE warm_slot IS NOT NULL OR nth_in_pool <= o.room
     ORDER BY priority DESC, share, queued_at
     LIMIT $2 - (SELECT count(*) FROM adopted)
 ),
 room AS MATERIALIZED (
     SELECT s.id AS slot_id, s.pool
-    FROM (SELECT pool, count(*) AS n FROM wanted GROUP BY pool) w
+    FROM (SELECT pool, count(*) AS n FROM wanted WHERE warm_slot IS NULL GROUP BY pool) w
     CROSS JOIN LATERAL (
         SELECT s.id, s.pool FROM turnmill.slots s
         WHERE s.pool = w.pool AND s.state = 'free' AND NOT s.retire
@@ -126,48 +155,69 @@ room AS MATERIALIZED (
         FOR NO KEY UPDATE OF s SKIP LOCKED
     ) s
 ),
-started AS MATERIALIZED (
-    SELECT j.turn_id, j.session_id, j.pool, r.slot_id, nextval('turnmill.epochs') AS epoch
-    FROM (SELECT *, row_number() OVER (PARTITION BY pool ORDER BY priority DESC, share, queued_at) AS nth FROM wanted) j
+cold AS MATERIALIZED (
+    SELECT j.turn_id, j.session_id, j.pool, r.slot_id
+    FROM (SELECT *, row_number() OVER (PARTITION BY pool ORDER BY priority DESC, share, queued_at) AS nth FROM wanted WHERE warm_slot IS NULL) j
     JOIN (SELECT *, row_number() OVER (PARTITION BY pool ORDER BY slot_id) AS nth FROM room) r USING (pool, nth)
+),
+-- The session's paused sandbox comes into the slot.
+thawed AS MATERIALIZED (
+    SELECT c.turn_id, p.* FROM cold c CROSS JOIN LATERAL (
+        SELECT p.sandbox_id, p.nonce, p.create_request, p.holds FROM turnmill.parked p
+        WHERE p.session_id = c.session_id AND NOT p.doomed AND p.due_at > clock_timestamp()
+        ORDER BY p.parked_at DESC LIMIT 1 FOR UPDATE OF p SKIP LOCKED) p
+),
+unparked AS (
+    DELETE FROM turnmill.parked p USING thawed WHERE p.sandbox_id = thawed.sandbox_id
+),
+started AS MATERIALIZED (
+    SELECT s.*, nextval('turnmill.epochs') AS epoch FROM (
+        SELECT c.turn_id, c.slot_id, CASE WHEN t.turn_id IS NULL THEN 'new' ELSE 'paused' END AS sandbox
+        FROM cold c LEFT JOIN thawed t USING (turn_id)
+        UNION ALL
+        SELECT turn_id, warm_slot, 'warm' FROM wanted WHERE warm_slot IS NOT NULL) s
 ),
 spent AS (
     UPDATE turnmill.pool_states q SET tokens = b.tokens - s.n, tokens_at = clock_timestamp()
-    FROM bucket b JOIN (SELECT pool, count(*) AS n FROM started GROUP BY pool) s USING (pool)
+    FROM bucket b JOIN (SELECT pool, count(*) AS n FROM cold GROUP BY pool) s USING (pool)
     WHERE q.pool = b.pool
 ),
 taken AS (
-    SELECT turn_id, slot_id, epoch, crashes, 'adopted' AS taken FROM adopted
+    SELECT turn_id, slot_id, epoch, crashes, 'adopted' AS taken, NULL AS sandbox FROM adopted
     UNION ALL
-    SELECT turn_id, slot_id, epoch, 0, 'claimed' FROM started
+    SELECT turn_id, slot_id, epoch, 0, 'claimed', sandbox FROM started
 ),
 job AS (
     UPDATE turnmill.jobs j
     SET state = 'leased', worker_id = $1, epoch = t.epoch, slot_id = t.slot_id,
         phase = coalesce(j.phase, 'sandbox'), crashes = t.crashes
     FROM taken t WHERE j.turn_id = t.turn_id
-    RETURNING j.*, t.taken
+    RETURNING j.*, t.taken, t.sandbox
 ),
 -- The intent of a create is on disk before anybody calls E2B. Its body holds no worker and no secret,
 -- so that whoever takes over can send the identical call.
 slot AS (
     UPDATE turnmill.slots s
     SET epoch = t.epoch,
-        state = CASE t.taken WHEN 'claimed' THEN 'creating' ELSE s.state END,
+        state = CASE t.sandbox WHEN 'new' THEN 'creating' WHEN 'paused' THEN 'busy' WHEN 'warm' THEN 'busy' ELSE s.state END,
         turn_id = t.turn_id,
         session_id = j.session_id,
-        nonce = CASE t.taken WHEN 'claimed' THEN 'tm-' || s.id || '-' || t.epoch ELSE s.nonce END,
-        create_request = CASE t.taken WHEN 'claimed' THEN jsonb_build_object(
+        due_at = CASE WHEN t.sandbox IS NULL THEN s.due_at END,
+        sandbox_id = coalesce(z.sandbox_id, s.sandbox_id),
+        holds = coalesce(z.holds, s.holds),
+        nonce = CASE t.sandbox WHEN 'new' THEN 'tm-' || s.id || '-' || t.epoch WHEN 'paused' THEN z.nonce ELSE s.nonce END,
+        create_request = CASE t.sandbox WHEN 'new' THEN jsonb_build_object(
             'templateID', p.template,
             'timeout', p.sandbox_timeout_s,
             'metadata', jsonb_build_object(
                 'turnmill_fleet', (SELECT f.id FROM turnmill.fleet f),
                 'turnmill_pool', p.name,
                 'turnmill_turn', t.turn_id,
-                'turnmill_nonce', 'tm-' || s.id || '-' || t.epoch)) ELSE s.create_request END
+                'turnmill_nonce', 'tm-' || s.id || '-' || t.epoch)) WHEN 'paused' THEN z.create_request ELSE s.create_request END
     FROM taken t
     JOIN turnmill.jobs j ON j.turn_id = t.turn_id
     JOIN turnmill.pools p ON p.name = j.pool
+    LEFT JOIN thawed z ON z.turn_id = t.turn_id
     WHERE s.id = t.slot_id
     RETURNING s.*
 ),
@@ -185,8 +235,8 @@ superseded AS (
     FROM job WHERE a.turn_id = job.turn_id AND a.ended_at IS NULL
 ),
 noted AS (
-    INSERT INTO turnmill.attempts (epoch, turn_id, attempt, generation, worker_id, taken, from_offset, from_seq, sandbox_id)
-    SELECT j.epoch, j.turn_id, j.attempt, j.generation, $1, j.taken, j.journal_offset, j.next_seq, s.sandbox_id
+    INSERT INTO turnmill.attempts (epoch, turn_id, attempt, generation, worker_id, taken, from_offset, from_seq, sandbox_id, sandbox)
+    SELECT j.epoch, j.turn_id, j.attempt, j.generation, $1, j.taken, j.journal_offset, j.next_seq, s.sandbox_id, j.sandbox
     FROM job j JOIN slot s ON s.id = j.slot_id
 )
 SELECT job.turn_id            AS "turn_id!",
@@ -209,6 +259,9 @@ SELECT job.turn_id            AS "turn_id!",
        slot.nonce             AS "nonce!",
        slot.create_request    AS "create_request!",
        slot.sandbox_id        AS "sandbox_id?",
+       slot.holds             AS "holds?",
+       job.phase              AS "phase!",
+       pool.warm_s            AS "warm_s!",
        turn.prompt            AS "prompt!",
        turn.options           AS "options!",
        turn.message_uuid::text AS "message_uuid!",

@@ -56,10 +56,11 @@ impl Store {
         .await?;
         sqlx::query!(
             "UPDATE turnmill.slots SET state = 'free', epoch = NULL, due_at = NULL, turn_id = NULL, session_id = NULL,
-                    nonce = NULL, create_request = NULL, asked_at = NULL, sandbox_id = NULL, sandbox_at = NULL"
+                    nonce = NULL, create_request = NULL, asked_at = NULL, sandbox_id = NULL, sandbox_at = NULL, holds = NULL"
         )
         .execute(&mut tx)
         .await?;
+        sqlx::query!("DELETE FROM turnmill.parked").execute(&mut tx).await?;
         sqlx::query!("UPDATE turnmill.duties SET worker_id = NULL, lease_until = clock_timestamp()").execute(&mut tx).await?;
         sqlx::query!("DELETE FROM turnmill.corrections").execute(&mut tx).await?;
         tx.commit().await?;

@@ -47,6 +47,12 @@ pub struct Claimed {
     pub create_request: serde_json::Value,
     /// The sandbox, once known.
     pub sandbox_id: Option<String>,
+    /// The turn after which the conversation and the files in the sandbox are; `None`: it is, or will be, new.
+    pub holds: Option<String>,
+    /// Nobody has found the sandbox to be there yet, under this turn.
+    pub unseen: bool,
+    /// How long the pool keeps a sandbox running for its session's next turn.
+    pub warm: Duration,
     /// The user's message.
     pub prompt: String,
     /// Per-turn settings.
@@ -134,6 +140,9 @@ impl Store {
                 nonce: r.nonce,
                 create_request: r.create_request,
                 sandbox_id: r.sandbox_id,
+                holds: r.holds,
+                unseen: r.phase == "sandbox",
+                warm: Duration::from_secs(u64::try_from(r.warm_s).unwrap_or(0)),
                 prompt: r.prompt,
                 options: r.options,
                 message_uuid: r.message_uuid,
@@ -236,6 +245,7 @@ impl Store {
             self.cancel_unheld().await,
             self.drop_late_cancels().await,
             self.drop_retired_slots().await,
+            self.expire_warm().await,
             self.recount_tenants().await,
             self.sweep_workers().await,
         ];

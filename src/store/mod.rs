@@ -10,6 +10,7 @@
 //! | `blocks` | the fenced group append (`append.sql`) |
 //! | `settle` | terminal status or the next try |
 //! | `slots` | intent, sandbox known, release |
+//! | `kept` | sandboxes that wait for their session's next turn, warm or paused |
 //! | `workers` | register, renew, release |
 //! | `pools`, `fleet` | configuration that lives in the database |
 //! | `reconcile` | what E2B says against the slots |
@@ -22,6 +23,7 @@ mod blocks;
 mod db;
 mod fleet;
 mod jobs;
+mod kept;
 mod listen;
 mod next_attempt;
 mod pools;
@@ -49,10 +51,10 @@ pub use listen::Wake;
 pub use next_attempt::NextAttempt;
 pub use pools::{Hold, Pool, PoolChange};
 pub use reconcile::Correction;
-pub use settle::{Retry, Settle};
+pub use settle::{Kept, Retry, Settle};
 pub use slots::Releasing;
 pub use tenants::{Tenant, TenantChange};
-pub use transcripts::Past;
+pub use transcripts::{Past, SavedBy};
 pub use turns::{BlockRow, Enqueue, Reading, Receipt, Seam, TurnRow};
 pub use workers::{Renewal, WorkerRow};
 

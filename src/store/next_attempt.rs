@@ -76,6 +76,7 @@ impl Claimed {
         self.journal_offset = 0;
         self.next_seq = next_seq;
         self.sandbox_id = sandbox_id;
+        self.unseen = false;
         self.time_left = self.time_left.saturating_sub(elapsed);
     }
 }

@@ -27,6 +27,14 @@ pub struct Pool {
     pub account_cap: Option<i32>,
     /// Sandboxes of this fleet that E2B listed as running.
     pub reported: Option<i32>,
+    /// Of the held ones, those that wait for their session's next turn.
+    pub warm: i64,
+    /// Sandboxes that wait for it paused.
+    pub parked: i64,
+    /// Seconds that one is kept running after its turn.
+    pub warm_s: i32,
+    /// Seconds that it is kept paused after that.
+    pub paused_s: i32,
 }
 
 /// However long E2B asks us to wait.
@@ -75,6 +83,14 @@ pub struct PoolChange {
     pub finish: Option<Option<String>>,
     /// active or paused.
     pub state: Option<String>,
+    /// Seconds that a sandbox is kept running for its session's next turn, and then paused; 0 and 0: it is killed.
+    pub release: Option<(i32, i32)>,
+    /// Seconds that E2B lets a sandbox run without a pause.
+    pub sandbox_max_s: Option<i32>,
+    /// Newest turns of a session whose conversation is kept.
+    pub context_versions: Option<i32>,
+    /// Days after its last turn that a session is remembered.
+    pub context_days: Option<i32>,
 }
 
 impl Store {
@@ -82,8 +98,10 @@ impl Store {
     pub async fn pools(&self) -> sqlx::Result<Vec<Pool>> {
         sqlx::query_as!(
             Pool,
-            r#"SELECT p.name, p.template, p.cap, p.state, p.state_reason, p.agent, p.create_rate, q.account_cap, q.reported,
+            r#"SELECT p.name, p.template, p.cap, p.state, p.state_reason, p.agent, p.create_rate, q.account_cap, q.reported, p.warm_s, p.paused_s,
                  (SELECT count(*) FROM turnmill.slots s WHERE s.pool = p.name AND s.state <> 'free') AS "held!",
+                 (SELECT count(*) FROM turnmill.slots s WHERE s.pool = p.name AND s.state = 'warm') AS "warm!",
+                 (SELECT count(*) FROM turnmill.parked k WHERE k.pool = p.name) AS "parked!",
                  (SELECT count(*) FROM turnmill.jobs j WHERE j.pool = p.name AND j.state = 'ready') AS "ready!"
                FROM turnmill.pools p JOIN turnmill.pool_states q ON q.pool = p.name ORDER BY p.name"#
         )
@@ -110,7 +128,10 @@ impl Store {
                idle_timeout_s = coalesce($15, idle_timeout_s),
                create_rate = CASE WHEN $16 THEN $17 ELSE create_rate END,
                create_burst = coalesce($18, create_burst),
-               workdir = CASE WHEN $19::text IS NULL THEN workdir ELSE nullif($19, '') END
+               workdir = CASE WHEN $19::text IS NULL THEN workdir ELSE nullif($19, '') END,
+               warm_s = coalesce($20, warm_s), paused_s = coalesce($21, paused_s),
+               sandbox_max_s = coalesce($22, sandbox_max_s),
+               context_versions = coalesce($23, context_versions), context_days = coalesce($24, context_days)
              WHERE name = $1",
             name,
             change.cap,
@@ -131,6 +152,11 @@ impl Store {
             change.create_rate.flatten(),
             change.create_burst,
             change.workdir,
+            change.release.map(|(warm, _)| warm),
+            change.release.map(|(_, paused)| paused),
+            change.sandbox_max_s,
+            change.context_versions,
+            change.context_days,
         )
         .execute(&mut tx)
         .await?;

@@ -39,8 +39,12 @@ impl Store {
     /// Sandboxes and nonces that slots know. To be read *after* E2B was asked: the intent of every create is on disk
     /// before E2B hears of it.
     pub async fn known_to_slots(&self) -> sqlx::Result<HashSet<String>> {
+        // One statement, so that a sandbox on its way between the two is in one of them.
         let known = sqlx::query_scalar!(
-            r#"SELECT known AS "known!" FROM turnmill.slots, unnest(ARRAY[nonce, sandbox_id]) AS known WHERE known IS NOT NULL"#
+            r#"SELECT known AS "known!"
+               FROM (SELECT nonce, sandbox_id FROM turnmill.slots UNION ALL SELECT nonce, sandbox_id FROM turnmill.parked) all_of_them,
+                 unnest(ARRAY[nonce, sandbox_id]) AS known
+               WHERE known IS NOT NULL"#
         );
         Ok(known.fetch_all(&self.pool).await?.into_iter().collect())
     }

@@ -22,12 +22,25 @@ pub struct Settle {
     pub usage: Option<serde_json::Value>,
     /// Model cost of this turn.
     pub cost_usd: Option<f64>,
+    /// The sandbox is of use to the session's next turn: nothing runs in it, and what it holds is whole.
+    pub keep: bool,
+}
+
+/// What becomes of a settled turn's sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// It is kept running, for the session's next turn.
+    Warm,
+    /// It is to be paused, by the caller; by anyone when the hold is over.
+    Pausing,
+    /// It is to be killed, likewise.
+    Releasing,
 }
 
 impl Store {
-    /// Ends the turn: last blocks, status, slot to `releasing` for `hold` (then anyone may finish it), job
-    /// gone, and the session's next turn promoted.
-    pub async fn settle(&self, job: &Claimed, settle: &Settle, hold: Duration) -> sqlx::Result<Result<(), Fenced>> {
+    /// Ends the turn: last blocks, status, job gone, the session's next turn promoted; and the slot's fate, as the pool
+    /// keeps sandboxes, with `hold` for what is to be done by the caller.
+    pub async fn settle(&self, job: &Claimed, settle: &Settle, hold: Duration) -> sqlx::Result<Result<Kept, Fenced>> {
         let mut rows = BlockColumns::default();
         rows.extend(&job.turn_id, &settle.blocks);
         let mut tx = self.pool.begin().await?;
@@ -49,6 +62,7 @@ impl Store {
             &rows.content,
             &rows.parent as &[Option<String>],
             &rows.source as &[Option<String>],
+            settle.keep,
         )
         .fetch_one(&mut tx)
         .await?;
@@ -59,11 +73,15 @@ impl Store {
         // A second statement, because it must see the job gone.
         sqlx::query_scalar!("SELECT turnmill.promote($1)", job.session_id).fetch_one(&mut tx).await?;
         tx.commit().await?;
-        Ok(Ok(()))
+        Ok(Ok(match done.slot.as_deref() {
+            Some("warm") => Kept::Warm,
+            Some("pausing") => Kept::Pausing,
+            _ => Kept::Releasing,
+        }))
     }
 
     /// Puts the turn back into the queue for `delay`. With `restart` the next attempt starts over from
-    /// scratch. The slot goes to `releasing` for `hold`.
+    /// scratch. The slot goes to `releasing`, or `pausing`, for `hold`.
     pub async fn retry_later(&self, job: &Claimed, retry: &Retry<'_>, hold: Duration) -> sqlx::Result<Result<(), Fenced>> {
         let mut tx = self.pool.begin().await?;
         let done = sqlx::query!(
@@ -85,7 +103,8 @@ impl Store {
                  FROM job WHERE t.id = job.turn_id),
                slot AS (
                  UPDATE turnmill.slots s
-                 SET state = 'releasing', turn_id = NULL, due_at = clock_timestamp() + make_interval(secs => $9)
+                 SET state = CASE WHEN $11 THEN 'pausing' ELSE 'releasing' END, turn_id = NULL,
+                     due_at = clock_timestamp() + make_interval(secs => $9)
                  FROM job WHERE s.id = $10 AND s.epoch = $2),
                noted AS (
                  UPDATE turnmill.attempts a
@@ -101,6 +120,7 @@ impl Store {
             retry.why.message,
             hold.as_secs_f64(),
             job.slot_id,
+            retry.keep,
         )
         .fetch_one(&mut tx)
         .await?;
@@ -126,6 +146,8 @@ pub struct Retry<'a> {
     pub charged: bool,
     /// Whether the sandbox is lost with its files: new attempt, new generation.
     pub restart: bool,
+    /// Whether the sandbox that was kept for the session is to be kept on.
+    pub keep: bool,
     /// For the turn's error columns while it waits.
     pub why: &'a TurnError,
 }

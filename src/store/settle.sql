@@ -3,7 +3,7 @@
 WITH job AS (
     DELETE FROM turnmill.jobs
     WHERE turn_id = $1 AND epoch = $2 AND attempt = $3 AND journal_offset = $4
-    RETURNING turn_id, slot_id, next_seq, generation, attempt, journal_offset
+    RETURNING turn_id, slot_id, next_seq, generation, attempt, journal_offset, phase
 ),
 added AS (
     INSERT INTO turnmill.blocks (turn_id, seq, generation, attempt, type, content, parent_tool_use_id, source_uuid)
@@ -19,10 +19,25 @@ turn AS (
         blocks = job.next_seq + $11::int, generation = job.generation, completed_at = clock_timestamp()
     FROM job WHERE t.id = job.turn_id
 ),
+-- Where no agent was started, the sandbox still holds what it held before, if anything. None is kept until an age at
+-- which the session's next turn might outlive it.
+fate AS (
+    SELECT s.id, CASE WHEN job.phase IN ('agent', 'finish') THEN job.turn_id ELSE s.holds END AS holds, s.retire, p.paused_s,
+           least(clock_timestamp() + make_interval(secs => p.warm_s),
+                 s.sandbox_at + make_interval(secs => p.sandbox_max_s - p.turn_timeout_s)) AS warm_until
+    FROM job JOIN turnmill.slots s ON s.id = job.slot_id AND s.epoch = $2 JOIN turnmill.pools p ON p.name = s.pool
+),
 slot AS (
     UPDATE turnmill.slots s
-    SET state = 'releasing', turn_id = NULL, due_at = clock_timestamp() + make_interval(secs => $10)
-    FROM job WHERE s.id = job.slot_id AND s.epoch = $2
+    SET state = f.state, holds = f.holds, turn_id = NULL,
+        due_at = CASE f.state WHEN 'warm' THEN f.warm_until WHEN 'pausing' THEN clock_timestamp() + make_interval(secs => $10) * 2
+                              ELSE clock_timestamp() + make_interval(secs => $10) END
+    FROM (SELECT fate.*, CASE WHEN NOT $17::boolean OR holds IS NULL THEN 'releasing'
+                              WHEN warm_until > clock_timestamp() AND NOT retire THEN 'warm'
+                              WHEN paused_s > 0 THEN 'pausing'
+                              ELSE 'releasing' END AS state FROM fate) f
+    WHERE s.id = f.id AND s.epoch = $2
+    RETURNING s.state
 ),
 noted AS (
     UPDATE turnmill.attempts a
@@ -32,4 +47,4 @@ noted AS (
 asked AS (
     DELETE FROM turnmill.cancel_requests c USING job WHERE c.turn_id = job.turn_id
 )
-SELECT count(*) AS "settled!" FROM job
+SELECT count(*) AS "settled!", (SELECT state FROM slot) AS "slot?" FROM job

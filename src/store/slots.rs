@@ -1,8 +1,11 @@
 //! Slots: the intent of a create, the sandbox once it is known, and its release.
 //!
 //! free ──claim──▶ creating ──ready──▶ busy ──settle──▶ releasing ──gone──▶ free
+//!                                      ▲ └──settle──▶ warm ──▶ pausing ──parked──▶ free
+//!                                      └────claim──────┘
 //!
-//! A slot is free again only when its sandbox is known to be gone, whoever finds out.
+//! A slot is free again only when its sandbox is known to be gone or paused, whoever finds out. What is kept for a
+//! session, and until when, is in `kept`.
 
 use std::time::Duration;
 
@@ -22,6 +25,8 @@ pub struct Releasing {
     pub nonce: String,
     /// Since the create was last sent, by the database's clock; `None`: it never was.
     pub since_asked: Option<Duration>,
+    /// It is to be paused, not killed.
+    pub pause: bool,
 }
 
 impl Store {
@@ -50,7 +55,7 @@ impl Store {
              room AS (  -- E2B has room again
                UPDATE turnmill.pool_states q SET capacity_hits = 0
                FROM job JOIN turnmill.slots s ON s.id = job.slot_id WHERE q.pool = s.pool AND s.state = 'creating' AND q.capacity_hits > 0)
-             UPDATE turnmill.slots s SET state = 'busy', sandbox_id = $3, sandbox_at = clock_timestamp()
+             UPDATE turnmill.slots s SET state = 'busy', sandbox_id = $3, sandbox_at = coalesce(s.sandbox_at, clock_timestamp())
              FROM job WHERE s.id = job.slot_id AND s.epoch = $2 AND s.state IN ('creating', 'busy')",
             job.turn_id,
             job.epoch,
@@ -62,16 +67,17 @@ impl Store {
         Ok(fenced(done))
     }
 
-    /// Takes over releases that are due, for `hold`: their worker may have died before the kill.
+    /// Takes over pauses and releases that are due, for `hold`: their worker may have died before it came to them.
     pub async fn due_releases(&self, limit: i64, hold: Duration) -> sqlx::Result<Vec<Releasing>> {
         let rows = sqlx::query!(
             r#"WITH due AS MATERIALIZED (
-                 SELECT id FROM turnmill.slots WHERE state = 'releasing' AND due_at <= clock_timestamp()
+                 SELECT id FROM turnmill.slots WHERE state IN ('pausing', 'releasing') AND due_at <= clock_timestamp()
                  ORDER BY due_at LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED)
                UPDATE turnmill.slots s
-               SET epoch = nextval('turnmill.epochs'), due_at = clock_timestamp() + make_interval(secs => $2)
+               SET epoch = nextval('turnmill.epochs'),
+                   due_at = clock_timestamp() + make_interval(secs => $2) * CASE s.state WHEN 'pausing' THEN 6 ELSE 1 END
                FROM due WHERE s.id = due.id
-               RETURNING s.id, s.epoch AS "epoch!", s.sandbox_id, s.nonce AS "nonce!",
+               RETURNING s.id, s.epoch AS "epoch!", s.sandbox_id, s.nonce AS "nonce!", s.state = 'pausing' AS "pause!",
                  extract(epoch FROM clock_timestamp() - s.asked_at)::float8 AS since_asked"#,
             limit,
             hold.as_secs_f64(),
@@ -86,6 +92,7 @@ impl Store {
                 sandbox_id: r.sandbox_id,
                 nonce: r.nonce,
                 since_asked: r.since_asked.map(|s| Duration::from_secs_f64(s.max(0.0))),
+                pause: r.pause,
             })
             .collect())
     }
@@ -94,10 +101,24 @@ impl Store {
     /// comes free takes the place of one that is marked to retire, so that no create starts above the cap.
     /// Wakes the claimers when something waits for it.
     pub async fn slot_freed(&self, slot_id: i64, epoch: i64) -> sqlx::Result<Result<(), Fenced>> {
+        self.let_go(slot_id, epoch, false).await
+    }
+
+    /// The same where the sandbox is paused: it waits for its session's next turn without a slot.
+    pub async fn slot_parked(&self, slot_id: i64, epoch: i64) -> sqlx::Result<Result<(), Fenced>> {
+        self.let_go(slot_id, epoch, true).await
+    }
+
+    async fn let_go(&self, slot_id: i64, epoch: i64, parked: bool) -> sqlx::Result<Result<(), Fenced>> {
         let row = sqlx::query!(
             r#"WITH mine AS MATERIALIZED (
-                 SELECT id, pool, retire FROM turnmill.slots
-                 WHERE id = $1 AND epoch = $2 AND state = 'releasing' FOR UPDATE),
+                 SELECT * FROM turnmill.slots
+                 WHERE id = $1 AND epoch = $2 AND state IN ('pausing', 'releasing') FOR UPDATE),
+               parked AS (
+                 INSERT INTO turnmill.parked (sandbox_id, pool, session_id, holds, nonce, create_request, due_at)
+                 SELECT m.sandbox_id, m.pool, m.session_id, m.holds, m.nonce, m.create_request,
+                   clock_timestamp() + make_interval(secs => p.paused_s)
+                 FROM mine m JOIN turnmill.pools p ON p.name = m.pool WHERE $3),
                heir AS MATERIALIZED (
                  SELECT s.id FROM turnmill.slots s JOIN mine m ON s.pool = m.pool AND s.id <> m.id
                  WHERE s.retire AND NOT m.retire LIMIT 1 FOR NO KEY UPDATE OF s SKIP LOCKED),
@@ -108,13 +129,14 @@ impl Store {
                freed AS (
                  UPDATE turnmill.slots s
                  SET state = 'free', epoch = NULL, due_at = NULL, turn_id = NULL, session_id = NULL, nonce = NULL,
-                     create_request = NULL, asked_at = NULL, sandbox_id = NULL, sandbox_at = NULL
+                     create_request = NULL, asked_at = NULL, sandbox_id = NULL, sandbox_at = NULL, holds = NULL
                  FROM mine m WHERE s.id = m.id AND NOT m.retire AND NOT EXISTS (SELECT FROM heir) RETURNING s.id)
                SELECT count(*) AS "mine!",
                  (SELECT count(pg_notify('turnmill_ready', pool)) FROM mine WHERE EXISTS (
                     SELECT FROM turnmill.jobs j WHERE j.pool = mine.pool AND j.state = 'ready')) AS "woken!" FROM mine"#,
             slot_id,
-            epoch
+            epoch,
+            parked
         )
         .fetch_one(&self.pool)
         .await?;

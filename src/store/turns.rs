@@ -14,6 +14,8 @@ pub struct Enqueue {
     pub project_id: Option<String>,
     /// `None`: a new one.
     pub session_id: Option<String>,
+    /// The session is new, and begins from where this one is.
+    pub fork: Option<String>,
     /// `None`: made.
     pub turn_id: Option<String>,
     /// Makes a repeated enqueue harmless.
@@ -147,7 +149,8 @@ impl Store {
             Receipt,
             r#"SELECT turn_id, session_id AS "session_id!", status, replayed AS "replayed!", waits_for, disposition AS "disposition!",
                  queue_position AS "queue_position!"
-               FROM turnmill.enqueue_turn(prompt => $1, project_id => $2, session_id => $3, turn_id => $4,
+               FROM turnmill.enqueue_turn(prompt => $1, project_id => $2, turn_id => $4,
+                 session_id => CASE WHEN $12::text IS NULL THEN $3 ELSE turnmill.fork_session($12, $3) END,
                  idempotency_key => $5, options => coalesce($6, '{}'::jsonb), pool => $7, priority => $8, user_id => $9,
                  tenant_id => $10, on_busy => $11)"#,
             turn.prompt,
@@ -161,6 +164,7 @@ impl Store {
             turn.user_id,
             turn.tenant_id,
             turn.on_busy,
+            turn.fork,
         )
         .fetch_one(&self.pool)
         .await
@@ -176,6 +180,12 @@ impl Store {
         )
         .fetch_one(&self.pool)
         .await
+    }
+
+    /// Makes a session that begins from where another one is, or was after `at`; its id.
+    pub async fn fork(&self, session_id: &str, new_id: Option<&str>, at: Option<&str>) -> sqlx::Result<String> {
+        let made = sqlx::query_scalar!(r#"SELECT turnmill.fork_session($1, $2, $3) AS "id!""#, session_id, new_id, at);
+        made.fetch_one(&self.pool).await
     }
 
     /// Cancels by the same SQL function that everybody uses: `cancelled`, `cancelling`, or the status it has.

@@ -14,15 +14,18 @@ use super::follow::Copier;
 use super::running::Cancel;
 use super::{Assignment, Worker, follow, startup, upkeep};
 use crate::block::Block;
-use crate::sandbox::{Launch, SandboxError};
-use crate::store::{Claimed, Fenced, Hold, NextAttempt, Releasing, Retry, Settle, is_outage};
-use crate::turn::{Ending, Fate, ForPool, Happened, Setbacks, TurnError};
+use crate::sandbox::{Launch, Restore, SandboxError};
+use crate::store::{Claimed, Fenced, Hold, Kept, NextAttempt, Releasing, Retry, Settle, is_outage};
+use crate::turn::{Ending, Fate, ForPool, Happened, Setbacks, StartupFailure, TurnError};
 
 /// How long a released slot is left to its worker before anyone may kill the sandbox.
 const RELEASE_HOLD: Duration = Duration::from_secs(30);
 
 /// The same where the sandbox may or may not exist: to be looked for soon.
 const SEARCH_HOLD: Duration = Duration::from_secs(2);
+
+/// How much longer than it is kept a warm sandbox may live: a turn that takes it at the last moment finds it there.
+const WARM_SLACK: Duration = Duration::from_secs(60);
 
 /// Why a worker lets go of a turn without settling it.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +53,7 @@ pub(super) async fn run(worker: &Worker, mut assignment: Assignment) {
 }
 
 async fn attempt(worker: &Worker, assignment: &mut Assignment) -> Result<(), LetGo> {
-    let mut held = Held { sandbox_id: assignment.job.sandbox_id.clone(), may_exist: true };
+    let mut held = Held { sandbox_id: assignment.job.sandbox_id.clone(), may_exist: true, idle: false };
     let mut pause = Duration::ZERO;
     loop {
         let since = Instant::now();
@@ -63,18 +66,21 @@ async fn attempt(worker: &Worker, assignment: &mut Assignment) -> Result<(), Let
             (Happened::SandboxLost(_), Some(reason)) => Happened::Cancelled { reason },
             (happened, _) => happened,
         };
-        if copier.exit().is_none() {
+        if copier.exit().is_none() && !held.idle {
             make_sure_it_is_over(worker, &held, job.sandbox_timeout).await;
         }
         let before = Setbacks { startups: count(job.failures), agents: count(job.agent_failures), sandboxes: count(job.sandboxes_lost) };
         let fate = worker.config.retry.decide(&happened, before, rand::random());
-        match fate {
+        let kept = match fate {
             Fate::End { ending, error } => end(worker, job, &copier, &happened, ending, error, &held).await?,
             Fate::RetryLater { delay, charged, restart, for_pool, why } => {
                 tell_pool(worker, &job.pool, for_pool, &why).await?;
-                let retry = Retry { delay, charged, restart, why: &why };
+                // One that was kept for the session and could not be woken yet is worth another try.
+                let keep = held.idle && !matches!(happened, Happened::StartupFailed(StartupFailure::NotKept(_)));
+                let retry = Retry { delay, charged, restart, keep, why: &why };
                 persist(|| worker.store.retry_later(job, &retry, held.hold())).await?;
                 warn!(turn.id = %job.turn_id, error.code = %why.code, failures = job.failures, delay_ms = delay.as_millis(), "Turn {} is tried again in {delay:?}: {}", job.turn_id, why.message);
+                if keep { Kept::Pausing } else { Kept::Releasing }
             }
             Fate::NextAttempt { delay, resumes, forgets, why } => {
                 let epoch = persist_free(|| worker.store.next_epoch()).await?;
@@ -97,8 +103,13 @@ async fn attempt(worker: &Worker, assignment: &mut Assignment) -> Result<(), Let
                 pause = delay;
                 continue;
             }
+        };
+        match kept {
+            // Whoever has the session's next turn takes it from there.
+            Kept::Warm => worker.wake.notify_one(),
+            Kept::Pausing => upkeep::release(worker, &Releasing { pause: true, ..held.releasing(job) }).await,
+            Kept::Releasing => upkeep::release(worker, &held.releasing(job)).await,
         }
-        upkeep::release(worker, &held.releasing(job)).await;
         return Ok(());
     }
 }
@@ -125,6 +136,12 @@ async fn run_agent(
     if let Some(crashes) = u32::try_from(job.crashes).ok().filter(|crashes| *crashes >= worker.config.retry.crashes_max) {
         return Ok(Happened::Poisoned(crashes));
     }
+    let past = persist_free(|| worker.store.past(job)).await?;
+    if job.unseen && !context::is_as_left(job, &past) {
+        let text = "the sandbox that was kept for the session holds another state than this turn begins from".to_owned();
+        return Ok(Happened::StartupFailed(StartupFailure::NotKept(TurnError::new("sandbox_not_kept", text))));
+    }
+    held.idle = job.unseen && job.sandbox_id.is_some();
     let cancelled = |reason| Ok(Happened::Cancelled { reason });
     if !pause.is_zero() {
         // Between two attempts no agent runs.
@@ -150,9 +167,11 @@ async fn run_agent(
     if let Some(reason) = asked
         && startup::never_started(worker, &sandbox).await?
     {
+        held.idle = true;
         return cancelled(reason);
     }
-    let memory = context::recall(worker, job).await?;
+    let memory = context::recall(worker, job, past).await?;
+    held.idle = false;
     let probe = match startup::start(worker, job, &sandbox, &launch(worker, job, &memory)).await? {
         Ok(probe) => probe,
         Err(happened) => return Ok(happened),
@@ -188,6 +207,8 @@ pub(super) struct Held {
     pub sandbox_id: Option<String>,
     /// Whether one may live: `false` only after a definite refusal.
     pub may_exist: bool,
+    /// No agent runs in it: this turn's was not started, that of the turn before has ended.
+    pub idle: bool,
 }
 
 impl Held {
@@ -202,6 +223,7 @@ impl Held {
             sandbox_id: self.sandbox_id.clone(),
             nonce: job.nonce.clone(),
             since_asked: self.may_exist.then_some(Duration::ZERO),
+            pause: false,
         }
     }
 }
@@ -214,8 +236,9 @@ async fn end(
     ending: Ending,
     error: Option<TurnError>,
     held: &Held,
-) -> Result<(), LetGo> {
+) -> Result<Kept, LetGo> {
     let outcome = copier.outcome_of(happened);
+    let keep = keeps(worker, job, copier, happened, held).await;
     let settle = Settle {
         ending,
         blocks: last_blocks(worker, copier, ending, error.as_ref()).await?,
@@ -223,11 +246,29 @@ async fn end(
         usage: outcome.as_ref().and_then(|o| o.usage.clone()),
         cost_usd: outcome.as_ref().and_then(|o| o.cost_usd),
         error,
+        keep,
     };
-    persist(|| worker.store.settle(job, &settle, held.hold())).await?;
+    let kept = persist(|| worker.store.settle(job, &settle, held.hold())).await?;
     let code = settle.error.as_ref().map_or("", |e| &e.code);
     info!(turn.id = %job.turn_id, turn.status = ending.as_str(), error.code = code, "Turn {} {} {code}", job.turn_id, ending.as_str());
-    Ok(())
+    Ok(kept)
+}
+
+/// Whether the sandbox can serve the session's next turn, if the pool wants that; it then lives for long enough.
+async fn keeps(worker: &Worker, job: &Claimed, copier: &Copier<'_>, happened: &Happened, held: &Held) -> bool {
+    let over = matches!(happened, Happened::AgentEnded(_) | Happened::Cancelled { .. } | Happened::TimedOut | Happened::Idle(_));
+    let Some(id) = held.sandbox_id.as_deref().filter(|_| over && (held.idle || copier.exit().is_some())) else { return false };
+    if job.warm.is_zero() {
+        return true;
+    }
+    match worker.e2b.set_timeout(id, job.warm + WARM_SLACK).await {
+        Ok(lives) => lives,
+        // As long as it lives anyway: who takes it up finds out.
+        Err(error) => {
+            debug!(sandbox.id = id, %error, "Sandbox {id} could not be extended");
+            true
+        }
+    }
 }
 
 /// What no journal line said: the end of calls that never ended, and the error, for clients that watch blocks only.
@@ -252,7 +293,7 @@ async fn last_blocks(worker: &Worker, copier: &Copier<'_>, ending: Ending, error
 
 /// The agent's command line, environment and input. The prompt is in the input only.
 fn launch(worker: &Worker, job: &Claimed, memory: &Memory) -> Launch {
-    let mut command: Vec<String> = job.agent.iter().map(|word| session_word(job, memory, word)).collect();
+    let mut command: Vec<String> = job.agent.iter().flat_map(|word| session_words(job, memory, word)).collect();
     for (key, value) in job.options.as_object().into_iter().flatten() {
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         command.push(format!("--{}={value}", key.replace('_', "-")));
@@ -277,6 +318,7 @@ fn launch(worker: &Worker, job: &Claimed, memory: &Memory) -> Launch {
         // Literal text: a slash command or @path in it is not interpreted.
         "client_composed": true,
     });
+    let transcript_of = |session: &str| job.transcript.as_ref().map(|pattern| pattern.replace("{session}", session));
     let mut hook_environment = BTreeMap::from([("PROJECT_ID".to_owned(), job.project_id.clone())]);
     worker.credentials.add_project_token_to(&mut hook_environment);
     Launch {
@@ -287,16 +329,26 @@ fn launch(worker: &Worker, job: &Claimed, memory: &Memory) -> Launch {
         input: input.to_string(),
         workdir: job.workdir.clone(),
         journal_max_bytes: worker.config.worker.journal_max_bytes,
-        transcript: job.transcript.as_ref().map(|pattern| pattern.replace("{session}", &job.agent_session_id)),
+        transcript: transcript_of(&job.agent_session_id),
         transcript_max_bytes: u64::try_from(job.transcript_max_bytes).unwrap_or(0),
         forget: job.forgets && !job.resumes,
-        restore: if let Memory::Saved(conversation) = memory { Some(conversation.clone()) } else { None },
+        restore: match memory {
+            Memory::Saved(saved) => transcript_of(&saved.of).map(|file| Restore { conversation: saved.conversation.clone(), file }),
+            _ => None,
+        },
     }
 }
 
-fn session_word(job: &Claimed, memory: &Memory, word: &str) -> String {
-    let word = if *memory != Memory::None && word == "--session-id={session}" { "--resume={session}" } else { word };
-    word.replace("{session}", &job.agent_session_id)
+/// Where a conversation goes on, `--session-id={session}` becomes the flags for that.
+fn session_words(job: &Claimed, memory: &Memory, word: &str) -> Vec<String> {
+    let own = |word: &str| word.replace("{session}", &job.agent_session_id);
+    match memory {
+        Memory::Saved(saved) if word == "--session-id={session}" && saved.of != job.agent_session_id => {
+            vec![format!("--resume={}", saved.of), "--fork-session".to_owned(), own(word)]
+        }
+        Memory::Saved(_) | Memory::InSandbox if word == "--session-id={session}" => vec![own("--resume={session}")],
+        _ => vec![own(word)],
+    }
 }
 
 /// Repeats a fenced write for as long as the database is away. Who holds no lease any more is dropped from

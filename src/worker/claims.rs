@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::Worker;
+use super::{Worker, upkeep};
 use super::running::{Cancel, Guard};
 use crate::store::{Claimed, Taken};
 
@@ -60,6 +60,8 @@ pub(super) async fn run(worker: Worker, jobs: mpsc::Sender<Assignment>, stop: Ca
             }
             Err(error) => warn!(worker.id = %worker.id, %error, "Worker {} could not look for turns", worker.id),
         }
+        // There are permits left, so what waits does not wait for them.
+        upkeep::evict_warm(&worker, &stop).await;
         give_back_strangers(&worker).await;
         tokio::select! {
             () = stop.cancelled() => return,

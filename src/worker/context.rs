@@ -12,33 +12,54 @@ use tracing::warn;
 use super::Worker;
 use super::attempt::{LetGo, persist_free};
 use crate::block::Block;
+use crate::keys::{Sealed, Vault};
 use crate::sandbox::{AgentExit, Sandbox};
-use crate::store::{Claimed, Past};
+use crate::store::{Claimed, Past, SavedBy};
 
 /// What an attempt begins with.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Memory {
-    /// The session's first turn, or a pool whose agent keeps no conversations.
+    /// Nothing was said before, or the pool's agent keeps no conversations.
     None,
-    /// In the sandbox already: the attempt goes on in the conversation of the one before.
+    /// In the sandbox already: of the attempt before, or of the turn before.
     InSandbox,
     /// To be brought in.
-    Saved(Bytes),
+    Saved(Saved),
+}
+
+/// A conversation as it was saved.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Saved {
+    /// The agent's own file.
+    pub conversation: Bytes,
+    /// The agent's id of it: another session's where that one was forked.
+    pub of: String,
+}
+
+/// Whether the sandbox, if one was kept, is as the turn that this one continues has left it.
+pub(super) fn is_as_left(job: &Claimed, past: &Past) -> bool {
+    job.holds.is_none() || job.holds == past.from
 }
 
 /// Finds what was said before, and says what can't be found.
-pub(super) async fn recall(worker: &Worker, job: &Claimed) -> Result<Memory, LetGo> {
+pub(super) async fn recall(worker: &Worker, job: &Claimed, past: Past) -> Result<Memory, LetGo> {
     if job.resumes {
         return Ok(Memory::InSandbox);
     }
-    if job.transcript.is_none() || job.ordinal == 1 {
+    if job.transcript.is_none() {
         return Ok(Memory::None);
     }
-    let past = persist_free(|| worker.store.past(job)).await?;
+    if job.holds.is_some() && job.holds == past.from && past.bytes != Some(0) && !job.forgets {
+        return Ok(Memory::InSandbox);
+    }
     let (memory, lost) = if job.forgets {
         (Memory::None, Some("the agent could not read the conversation that was saved".to_owned()))
     } else {
-        remembered(past)
+        let saved = match &past.saved {
+            Some(by) => persist_free(|| worker.store.transcript(&by.turn_id)).await?.map(|sealed| opened(&worker.vault, by, sealed)),
+            None => None,
+        };
+        remembered(&past, saved, job.transcript_max_bytes)
     };
     if let Some(why) = lost {
         warn!(turn.id = %job.turn_id, "Turn {} begins with a gap: {why}", job.turn_id);
@@ -48,39 +69,47 @@ pub(super) async fn recall(worker: &Worker, job: &Claimed) -> Result<Memory, Let
     Ok(memory)
 }
 
-/// From what is there of the session: what the agent can be given, and what is missing of it.
-fn remembered(past: Past) -> (Memory, Option<String>) {
-    let Some(spoke) = past.spoke else { return (Memory::None, None) };
-    let Some((saved, gzip)) = past.saved else {
-        return (Memory::None, Some("the conversation was not saved after the turns before".to_owned()));
+/// From what is there of the past: what the agent can be given, and what is missing of it.
+fn remembered(past: &Past, saved: Option<Result<Saved, String>>, max: i64) -> (Memory, Option<String>) {
+    let why = match past.bytes {
+        Some(bytes) if bytes > max => format!("the conversation was larger than the pool's limit of {max} bytes and was not saved"),
+        _ if past.missing == 1 => "the conversation was not saved after the turn before this one".to_owned(),
+        _ => format!("the conversation was not saved after the {} turns before this one", past.missing),
     };
-    let mut conversation = Vec::new();
-    if let Err(error) = GzDecoder::new(gzip.as_slice()).read_to_end(&mut conversation) {
-        return (Memory::None, Some(format!("the saved conversation is damaged ({error})")));
+    match saved {
+        Some(Ok(saved)) => (Memory::Saved(saved), (past.missing > 0).then_some(why)),
+        Some(Err(why)) => (Memory::None, Some(why)),
+        None => (Memory::None, (past.missing > 0).then_some(why)),
     }
-    let gap = (saved < spoke).then(|| match spoke - saved {
-        1 => format!("the conversation was not saved after turn {spoke} of this session"),
-        _ => format!("the conversation was not saved after turns {} to {spoke} of this session", saved + 1),
-    });
-    (Memory::Saved(conversation.into()), gap)
+}
+
+fn opened(vault: &Vault, by: &SavedBy, sealed: Sealed) -> Result<Saved, String> {
+    let gzip = vault.open(&seal_of(&by.turn_id), sealed).map_err(|why| format!("the saved conversation can't be opened: {why}"))?;
+    let mut conversation = Vec::new();
+    GzDecoder::new(gzip.as_slice())
+        .read_to_end(&mut conversation)
+        .map_err(|error| format!("the saved conversation is damaged ({error})"))?;
+    Ok(Saved { conversation: conversation.into(), of: by.agent_session_id.clone() })
+}
+
+fn seal_of(turn_id: &str) -> String {
+    format!("transcript/{turn_id}")
 }
 
 /// Keeps the conversation as it is now that the agent has ended. What fails here costs the next turn its memory, and
 /// that will be said; this turn's answer is there all the same.
 pub(super) async fn keep(worker: &Worker, sandbox: &Sandbox, job: &Claimed, exit: &AgentExit) -> Result<(), LetGo> {
-    if exit.transcript_bytes == 0 {
+    if job.transcript.is_none() {
         return Ok(());
     }
     let bytes = i64::try_from(exit.transcript_bytes).unwrap_or(i64::MAX);
-    if bytes > job.transcript_max_bytes {
-        let max = job.transcript_max_bytes;
-        warn!(turn.id = %job.turn_id, "The conversation of turn {} has more than {max} bytes and is not saved", job.turn_id);
-        return Ok(());
+    if bytes == 0 || bytes > job.transcript_max_bytes {
+        return persist_free(|| worker.store.save_transcript(job, bytes, None)).await;
     }
     match sandbox.transcript(exit.transcript_bytes).await {
         Ok(conversation) => {
-            let gzip = compressed(&conversation);
-            persist_free(|| worker.store.save_transcript(job, &gzip, bytes)).await
+            let sealed = worker.vault.seal(&seal_of(&job.turn_id), compressed(&conversation));
+            persist_free(|| worker.store.save_transcript(job, bytes, Some(&sealed))).await
         }
         Err(error) => {
             warn!(turn.id = %job.turn_id, %error, "The conversation of turn {} could not be saved", job.turn_id);
@@ -102,14 +131,27 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_said_and_what_is_there_is_used() {
-        let said = |spoke, saved: Option<(i32, Vec<u8>)>| remembered(Past { spoke, saved });
-        let good = compressed(b"{}\n");
-        assert_eq!(said(None, None), (Memory::None, None), "nothing was said");
-        assert_eq!(said(Some(2), Some((2, good.clone()))), (Memory::Saved(Bytes::from_static(b"{}\n")), None));
-        let (memory, why) = said(Some(4), Some((2, good.clone())));
-        assert_eq!((memory, why.unwrap().contains("turns 3 to 4")), (Memory::Saved(Bytes::from_static(b"{}\n")), true));
-        let (memory, why) = said(Some(1), Some((1, good[..10].to_vec())));
+        let by = |turn: &str| SavedBy { turn_id: turn.to_owned(), agent_session_id: "a".to_owned() };
+        let past = |missing, saved: Option<SavedBy>| Past { from: Some("t".to_owned()), bytes: None, saved, missing };
+        let vault = Vault::default();
+        let read = |data: Vec<u8>| opened(&vault, &by("t"), Sealed { key_id: None, data });
+        let (good, whole) = (compressed(b"{}\n"), Saved { conversation: Bytes::from_static(b"{}\n"), of: "a".to_owned() });
+        let said = |past: &Past, data: Option<Vec<u8>>| remembered(past, data.map(read), 100);
+        assert_eq!(said(&past(0, None), None), (Memory::None, None), "nothing was said");
+        assert_eq!(said(&past(0, Some(by("t"))), Some(good.clone())), (Memory::Saved(whole), None));
+        let (memory, why) = said(&past(2, Some(by("t"))), Some(good.clone()));
+        assert!(matches!(memory, Memory::Saved(_)) && why.unwrap().contains("after the 2 turns before"));
+        let (memory, why) = said(&past(0, Some(by("t"))), Some(good[..10].to_vec()));
         assert!(memory == Memory::None && why.unwrap().contains("damaged"));
-        assert!(said(Some(1), None).1.unwrap().contains("not saved"));
+        assert!(said(&past(1, None), None).1.unwrap().contains("after the turn before this one"));
+        assert!(said(&Past { bytes: Some(101), ..past(1, None) }, None).1.unwrap().contains("larger than the pool's limit of 100"));
+    }
+
+    #[test]
+    fn another_turn_s_conversation_does_not_pass_for_this_one_s() {
+        let vault = Vault::new(&Vault::new_key("k")).unwrap();
+        let by = SavedBy { turn_id: "t1".to_owned(), agent_session_id: "a".to_owned() };
+        let sealed = vault.seal(&seal_of("t2"), compressed(b"{}\n"));
+        assert!(opened(&vault, &by, sealed).unwrap_err().contains("its seal is broken"), "another turn's conversation");
     }
 }

@@ -32,7 +32,7 @@ mod writer;
 
 use std::sync::Arc;
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -40,7 +40,7 @@ use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::e2b;
-use crate::keys::Credentials;
+use crate::keys::{Credentials, Vault};
 use crate::store::Store;
 
 pub use claims::Assignment;
@@ -60,6 +60,8 @@ pub struct Worker {
     pub e2b: e2b::Client,
     /// What agents get to reach their model.
     pub credentials: Arc<Credentials>,
+    /// Seals what is kept of users.
+    pub vault: Vault,
     /// This fleet's random id.
     pub fleet_id: Arc<str>,
     /// The right to act.
@@ -84,6 +86,7 @@ impl Worker {
             id: id.into(),
             e2b: client(&config)?,
             credentials: Arc::new(credentials),
+            vault: Vault::new(config.keys.master.expose_secret())?,
             fleet_id: fleet.id.into(),
             lease: Arc::new(Lease::new()),
             running: Running::default(),

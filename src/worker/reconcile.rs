@@ -39,6 +39,7 @@ pub(super) async fn keep(worker: Worker, stop: CancellationToken) {
 }
 
 async fn once(worker: &Worker) -> anyhow::Result<()> {
+    worker.store.forget_old().await?;
     for slot in worker.store.release_leaked_slots().await? {
         warn!(slot.id = slot, "Slot {slot} was held for a turn that has no job; it is released");
     }

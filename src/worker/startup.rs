@@ -9,7 +9,7 @@ use tracing::{debug, warn};
 
 use super::Worker;
 use super::attempt::{Held, LetGo, persist, unless_fenced};
-use crate::e2b::{self, ApiVersion, CreateError};
+use crate::e2b::{self, ApiError, ApiVersion, CreateError};
 use crate::sandbox::{AgentState, Launch, Probe, Sandbox, SandboxError};
 use crate::store::{Claimed, Taken};
 use crate::turn::{Happened, StartupFailure, TurnError};
@@ -23,7 +23,7 @@ const ENVD_MIN: (u32, u32) = (0, 3);
 /// A running sandbox with the supervisor in it.
 pub(super) async fn ready(worker: &Worker, job: &Claimed, held: &mut Held) -> Result<Result<Sandbox, Happened>, LetGo> {
     let found = match &job.sandbox_id {
-        Some(id) => find(worker, id).await,
+        Some(id) => find(worker, job, id).await,
         None => create(worker, job, held).await?,
     };
     let sandbox = match found {
@@ -33,8 +33,8 @@ pub(super) async fn ready(worker: &Worker, job: &Claimed, held: &mut Held) -> Re
     };
     held.sandbox_id = Some(sandbox.id().to_owned());
     persist(|| worker.store.sandbox_ready(job, sandbox.id())).await?;
-    // An adopted sandbox may have an agent in it: that is worth more patience than a fresh one.
-    let patience = if job.sandbox_id.is_some() { worker.config.worker.silence_max } else { worker.config.worker.ready_deadline };
+    // An adopted sandbox may have an agent in it: that is worth more patience than one without.
+    let patience = if job.unseen { worker.config.worker.ready_deadline } else { worker.config.worker.silence_max };
     match insist(&sandbox, patience, || sandbox.install()).await? {
         Ok(()) => Ok(Ok(sandbox)),
         Err(error) => Ok(Err(not_ready(job, sandbox.envd_version(), &error))),
@@ -107,19 +107,44 @@ fn failure(error: CreateError) -> StartupFailure {
     }
 }
 
-async fn find(worker: &Worker, id: &str) -> Result<e2b::Sandbox, Happened> {
+/// A sandbox from before: an adopted turn's, or the one that was kept for the session, which may be paused.
+async fn find(worker: &Worker, job: &Claimed, id: &str) -> Result<e2b::Sandbox, Happened> {
     let since = Instant::now();
     loop {
-        match worker.e2b.get(id).await {
+        let error = match worker.e2b.get(id).await {
+            Ok(Some(info)) if info.state == "paused" => match wake(worker, job, id).await {
+                Ok(Some(sandbox)) => return Ok(sandbox),
+                Ok(None) => return Err(lost(job, "E2B does not know it any more")),
+                Err(ApiError::RetryAfter(wait, text)) if job.unseen => {
+                    let why = TurnError::new("sandbox_rate_limited", text);
+                    return Err(Happened::StartupFailed(StartupFailure::RateLimited(wait, why)));
+                }
+                Err(error) => error,
+            },
             Ok(Some(info)) => return Ok(info.sandbox),
-            Ok(None) => return Err(Happened::SandboxLost("E2B does not know it any more".to_owned())),
-            Err(error) if since.elapsed() < worker.config.worker.silence_max => {
-                warn!(sandbox.id = id, %error, "E2B can't be asked for sandbox {id}; trying on");
-                sleep(Duration::from_millis(500)).await;
-            }
-            Err(error) => return Err(Happened::SandboxLost(format!("E2B can't be asked for it: {error}"))),
+            Ok(None) => return Err(lost(job, "E2B does not know it any more")),
+            Err(error) => error,
+        };
+        if since.elapsed() >= worker.config.worker.silence_max {
+            return Err(lost(job, &format!("E2B can't be asked for it: {error}")));
         }
+        warn!(sandbox.id = id, %error, "E2B can't be asked for sandbox {id}; trying on");
+        sleep(Duration::from_millis(500)).await;
     }
+}
+
+/// Lets a paused sandbox run again: its slot is held.
+async fn wake(worker: &Worker, job: &Claimed, id: &str) -> Result<Option<e2b::Sandbox>, ApiError> {
+    worker.e2b.connect(worker.config.e2b.api_version(job.api_version.as_deref()), id, job.sandbox_timeout).await
+}
+
+/// What it means that a sandbox from before is gone: for a turn that has not begun in it, that it needs another.
+fn lost(job: &Claimed, why: &str) -> Happened {
+    if job.unseen {
+        let text = format!("the sandbox that was kept for the session is gone: {why}");
+        return Happened::StartupFailed(StartupFailure::NotKept(TurnError::new("sandbox_not_kept", text)));
+    }
+    Happened::SandboxLost(why.to_owned())
 }
 
 /// Repeats an act until the sandbox answers, for as long as it may be worth it.
@@ -156,7 +181,7 @@ fn not_ready(job: &Claimed, envd: Option<&str>, error: &SandboxError) -> Happene
             config("envd_too_old", text)
         }
         // With a sandbox from before, an agent may have run in it: the attempt is lost, not just its start-up.
-        _ if job.sandbox_id.is_some() => Happened::SandboxLost(error.to_string()),
+        _ if job.sandbox_id.is_some() => lost(job, &error.to_string()),
         _ => Happened::StartupFailed(StartupFailure::Retry(TurnError::new("sandbox_start_failed", error.to_string()))),
     }
 }

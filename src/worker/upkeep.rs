@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::Worker;
+use crate::e2b::ApiError;
 use crate::store::Releasing;
 
 /// Between two rounds of tidying.
@@ -17,7 +18,7 @@ const TIDY: Duration = Duration::from_secs(1);
 /// How long a release that was taken over is left to whoever took it.
 const RELEASE_HOLD: Duration = Duration::from_secs(10);
 
-/// Releases of one round.
+/// Releases, and kills of parked sandboxes, of one round.
 const RELEASES_MAX: i64 = 50;
 
 /// Wakes the claimer on NOTIFY. Polling goes on regardless, so a lost connection costs only latency.
@@ -71,14 +72,33 @@ pub(super) async fn tidy(worker: Worker, stop: CancellationToken) {
                 }
                 Err(error) => debug!(%error, "Could not look for releases that are due"),
             }
+            kill_parked(&worker).await;
             heal_pools(&worker).await;
         }
     };
     stop.run_until_cancelled(tidy).await;
 }
 
-/// Kills the slot's sandbox and frees the slot. What fails is done again by anyone when it is due.
+/// Warm sandboxes go where turns wait for nothing but a slot.
+pub(super) async fn evict_warm(worker: &Worker, stop: &CancellationToken) {
+    match worker.store.evict_warm(RELEASE_HOLD).await {
+        Ok(evicted) => {
+            for slot in evicted {
+                debug!(slot.id = slot.slot_id, "The warm sandbox of slot {} makes room", slot.slot_id);
+                let (worker, stop) = (worker.clone(), stop.clone());
+                // The claimer does not wait for it. What is dropped half-way is due again soon.
+                tokio::spawn(async move { stop.run_until_cancelled(release(&worker, &slot)).await });
+            }
+        }
+        Err(error) => debug!(%error, "Could not look for warm sandboxes to give up"),
+    }
+}
+
+/// Kills or pauses the slot's sandbox and frees the slot. What fails is done again by anyone when it is due.
 pub(super) async fn release(worker: &Worker, slot: &Releasing) {
+    if slot.pause && park(worker, slot).await {
+        return;
+    }
     let gone = match (&slot.sandbox_id, slot.since_asked) {
         (Some(id), _) => kill(worker, id).await,
         (None, None) => true,
@@ -87,10 +107,54 @@ pub(super) async fn release(worker: &Worker, slot: &Releasing) {
     if !gone {
         return;
     }
-    match worker.store.slot_freed(slot.slot_id, slot.epoch).await {
+    freed(worker, slot, false).await;
+}
+
+/// Pauses the slot's sandbox for its session's next turn; `false`: it is to be killed.
+async fn park(worker: &Worker, slot: &Releasing) -> bool {
+    let Some(id) = slot.sandbox_id.as_deref() else { return false };
+    let paused = (|| worker.e2b.pause(id))
+        .retry(ExponentialBuilder::default().with_min_delay(Duration::from_millis(200)).with_jitter())
+        .when(|error| !matches!(error, ApiError::Refused(_)))
+        .await;
+    match paused {
+        Ok(lives) => freed(worker, slot, lives).await,
+        Err(error) => {
+            warn!(sandbox.id = id, %error, "Sandbox {id} can't be paused and is killed");
+            let given_up = worker.store.give_up_pause(slot.slot_id, slot.epoch).await;
+            return !matches!(given_up, Ok(Ok(())));
+        }
+    }
+    true
+}
+
+async fn freed(worker: &Worker, slot: &Releasing, parked: bool) {
+    let let_go = if parked {
+        worker.store.slot_parked(slot.slot_id, slot.epoch).await
+    } else {
+        worker.store.slot_freed(slot.slot_id, slot.epoch).await
+    };
+    match let_go {
         Ok(Ok(())) => worker.wake.notify_one(),
         Ok(Err(_)) => debug!(slot.id = slot.slot_id, "Slot {} is released by another worker", slot.slot_id),
         Err(error) => warn!(slot.id = slot.slot_id, %error, "Slot {} could not be freed yet", slot.slot_id),
+    }
+}
+
+/// Kills paused sandboxes that no turn has come for.
+async fn kill_parked(worker: &Worker) {
+    match worker.store.doom_parked(RELEASES_MAX, RELEASE_HOLD).await {
+        Ok(doomed) => {
+            futures::future::join_all(doomed.iter().map(async |id| {
+                if kill(worker, id).await
+                    && let Err(error) = worker.store.parked_gone(id).await
+                {
+                    debug!(sandbox.id = %id, %error, "Sandbox {id} is not struck off yet");
+                }
+            }))
+            .await;
+        }
+        Err(error) => debug!(%error, "Could not look for paused sandboxes whose time is over"),
     }
 }
 

@@ -264,6 +264,7 @@ pub fn ending(ending: Ending) -> Settle {
         error: (ending != Ending::Completed).then(|| TurnError::new("some_code", "some words")),
         usage: None,
         cost_usd: None,
+        keep: false,
     }
 }
 

@@ -25,14 +25,14 @@ fn cancel(turn: &str) -> Call {
 
 fn settle(job: &Claimed) -> Call {
     let job = job.clone();
-    call(move |store| async move { heard(store.settle(&job, &ending(Ending::Completed), Duration::ZERO).await.unwrap()) })
+    call(move |store| async move { heard(store.settle(&job, &ending(Ending::Completed), Duration::ZERO).await.unwrap().map(drop)) })
 }
 
 fn retry_later(job: &Claimed) -> Call {
     let job = job.clone();
     call(move |store| async move {
         let why = TurnError::new("x", "y");
-        let retry = Retry { delay: Duration::ZERO, charged: true, restart: false, why: &why };
+        let retry = Retry { delay: Duration::ZERO, charged: true, restart: false, keep: false, why: &why };
         heard(store.retry_later(&job, &retry, Duration::ZERO).await.unwrap())
     })
 }

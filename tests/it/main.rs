@@ -16,6 +16,7 @@ mod fence;
 mod hooks;
 mod house;
 mod interleavings;
+mod kept;
 mod lost_answers;
 mod memory;
 mod outages;

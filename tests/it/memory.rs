@@ -5,9 +5,9 @@ use sqlx::PgPool;
 
 use crate::harness::{Running, RunningWorker, until};
 
-const RECALL: &str = r#"/mock {"steps": [{"recall": null}]}"#;
+pub const RECALL: &str = r#"/mock {"steps": [{"recall": null}]}"#;
 
-async fn texts(all: &Running, turn: &str) -> Vec<Value> {
+pub async fn texts(all: &Running, turn: &str) -> Vec<Value> {
     all.fleet
         .blocks(turn)
         .await

@@ -194,7 +194,7 @@ async fn carry_out(fleet: &Fleet, act: &Act, claims: &mut Vec<Claimed>, referenc
             let Some(job) = pick(claims, claim) else { return reference.nothing() };
             let delay = if at_once { Duration::ZERO } else { SOME_TIME };
             reference.retry_later(&job, restart, charged, at_once);
-            let retry = Retry { delay, charged, restart, why: &why };
+            let retry = Retry { delay, charged, restart, keep: false, why: &why };
             Outcome::Done(store.retry_later(&job, &retry, Duration::ZERO).await.unwrap().is_ok())
         }
         Act::HandOver(claim) => {

@@ -88,7 +88,7 @@ const CALLS: [&str; 12] = [
 
 async fn refused(call: &str, store: &Store, zombie: &Claimed) -> bool {
     let why = TurnError::new("zombie", "was here");
-    let retry = |restart| Retry { delay: Duration::ZERO, charged: true, restart, why: &why };
+    let retry = |restart| Retry { delay: Duration::ZERO, charged: true, restart, keep: false, why: &why };
     let blocks = [Block::error("zombie", "was here")];
     let offset = zombie.journal_offset;
     match call {
@@ -134,7 +134,7 @@ impl Fleet {
             lost.journal_offset = 10;
         }
         let why = TurnError::new("sandbox_lost", "gone");
-        let retry = |restart| Retry { delay: Duration::ZERO, charged: true, restart, why: &why };
+        let retry = |restart| Retry { delay: Duration::ZERO, charged: true, restart, keep: false, why: &why };
         let settle = Settle { journal_offset: lost.journal_offset, ..ending(Ending::Completed) };
         let store = &self.store;
         match loss {

@@ -29,11 +29,13 @@ struct Progress {
 const EVENTS_OF_A_STEP: u64 = 8;
 
 impl Memory {
-    /// By `--session-id=ID`, which must be new, or `--resume=ID`.
+    /// By `--session-id=ID`, which must be new, or `--resume=ID`; with both and `--fork-session` from the one into the other.
     pub fn open(args: &[String], uuid: &str, prompt: &str) -> anyhow::Result<Self> {
         let of = |flag: &str| args.iter().find_map(|arg| arg.strip_prefix(flag));
         let message = || Progress { uuid: uuid.to_owned(), prompt: prompt.to_owned(), ..Progress::default() };
-        let (Some(id), Some(home)) = (of("--resume=").or_else(|| of("--session-id=")), std::env::var_os("HOME")) else {
+        let forks = args.iter().any(|arg| arg == "--fork-session");
+        let (from, into) = (of("--resume=").or_else(|| of("--session-id=")), of("--session-id=").filter(|_| forks));
+        let (Some(id), Some(home)) = (from, std::env::var_os("HOME")) else {
             return Ok(Self { messages: vec![message()], ..Self::default() });
         };
         let projects = PathBuf::from(home).join(".claude/projects");
@@ -55,7 +57,11 @@ impl Memory {
         if messages.last().is_none_or(|last| last.uuid != uuid) {
             messages.push(message());
         }
-        let mut memory = Self { file: Some(found.unwrap_or_else(|| projects.join("mock").join(name))), messages, lost };
+        let file = match into {
+            Some(id) => projects.join("mock").join(format!("{id}.jsonl")),
+            None => found.unwrap_or_else(|| projects.join("mock").join(name)),
+        };
+        let mut memory = Self { file: Some(file), messages, lost };
         if !lost {
             memory.write();
         }

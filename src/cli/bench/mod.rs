@@ -264,7 +264,7 @@ async fn wait_for(store: &Store, turns: &[String]) -> anyhow::Result<()> {
 }
 
 async fn no_op(store: &Store, job: &Claimed) -> anyhow::Result<()> {
-    let settle = Settle { ending: Ending::Completed, blocks: Vec::new(), journal_offset: 0, error: None, usage: None, cost_usd: None };
+    let settle = Settle { ending: Ending::Completed, blocks: Vec::new(), journal_offset: 0, error: None, usage: None, cost_usd: None, keep: false };
     store.settle(job, &settle, Duration::from_secs(30)).await??;
     store.slot_freed(job.slot_id, job.epoch).await??;
     Ok(())
