@@ -53,7 +53,8 @@ impl Vault {
             let wrong = || format!("key {} of keys.master is not ID:BASE64 of {KEY} bytes; make one: turnmill keys new", nth + 1);
             let (id, bytes) = word.split_once(':').with_context(wrong)?;
             let good = (1..=64).contains(&id.len()) && id.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
-            let bytes: [u8; KEY] = BASE64.decode(bytes).ok().filter(|_| good).and_then(|bytes| bytes.try_into().ok()).with_context(wrong)?;
+            let bytes: [u8; KEY] =
+                BASE64.decode(bytes).ok().filter(|_| good).and_then(|bytes| bytes.try_into().ok()).with_context(wrong)?;
             Ok((id.to_owned(), XChaCha20Poly1305::new(&bytes.into())))
         };
         let keys = keys.split_whitespace().enumerate().map(read).collect::<anyhow::Result<Vec<_>>>()?;

@@ -71,8 +71,11 @@ impl Store {
 
     /// A sandbox that can't be paused is to be killed; by the caller, unless somebody else has the slot.
     pub async fn give_up_pause(&self, slot_id: i64, epoch: i64) -> sqlx::Result<Result<(), Fenced>> {
-        let given =
-            sqlx::query!("UPDATE turnmill.slots SET state = 'releasing' WHERE id = $1 AND epoch = $2 AND state = 'pausing'", slot_id, epoch);
+        let given = sqlx::query!(
+            "UPDATE turnmill.slots SET state = 'releasing' WHERE id = $1 AND epoch = $2 AND state = 'pausing'",
+            slot_id,
+            epoch
+        );
         Ok(fenced(given.execute(&self.pool).await?.rows_affected()))
     }
 

@@ -51,9 +51,10 @@ impl Store {
 
     /// The conversation that was saved after a turn, gzip in its seal; `None`: it was forgotten meanwhile.
     pub async fn transcript(&self, turn_id: &str) -> sqlx::Result<Option<Sealed>> {
-        let row = sqlx::query!(r#"SELECT key_id, data AS "data!" FROM turnmill.transcripts WHERE turn_id = $1 AND data IS NOT NULL"#, turn_id)
-            .fetch_optional(&self.pool)
-            .await?;
+        let row =
+            sqlx::query!(r#"SELECT key_id, data AS "data!" FROM turnmill.transcripts WHERE turn_id = $1 AND data IS NOT NULL"#, turn_id)
+                .fetch_optional(&self.pool)
+                .await?;
         Ok(row.map(|r| Sealed { key_id: r.key_id, data: r.data }))
     }
 

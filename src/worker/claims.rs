@@ -9,8 +9,8 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{Worker, upkeep};
 use super::running::{Cancel, Guard};
+use super::{Worker, upkeep};
 use crate::store::{Claimed, Taken};
 
 /// Most jobs of one claim statement.

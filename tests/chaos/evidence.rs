@@ -60,8 +60,10 @@ pub struct Turn {
     pub message_uuid: String,
     /// A conversation was saved after an earlier turn of its session.
     pub remembers: bool,
-    /// An earlier turn's agent was started after the newest of those.
+    /// An earlier turn's agent was started after the newest of those, and may have said something.
     pub gap: bool,
+    /// The agent that was started last before it left no conversation behind.
+    pub nothing: bool,
     pub started_ms: Option<i64>,
     pub completed_ms: Option<i64>,
     /// Its row in the queue and what it waits for, if it has not ended.
@@ -86,6 +88,8 @@ pub struct Attempt {
     pub generation: i32,
     pub worker_id: String,
     pub taken: String,
+    /// Where a claim found its sandbox: new, warm or paused.
+    pub sandbox: Option<String>,
     pub sandbox_id: Option<String>,
     pub taken_ms: i64,
     pub agent_ms: Option<i64>,
@@ -97,9 +101,12 @@ pub struct Attempt {
 const TURNS: &str =
     "SELECT id, session_id, ordinal, idempotency_key AS key, prompt, status, attempt, generation, blocks, error_code, error_message,
   message_uuid::text AS message_uuid,
-  EXISTS (SELECT FROM turnmill.transcripts s WHERE s.session_id = t.session_id AND s.ordinal < t.ordinal) AS remembers,
-  coalesce((SELECT max(p.ordinal) FROM turnmill.turns p WHERE p.session_id = t.session_id AND p.ordinal < t.ordinal AND p.attempt > 0), 0)
-    > coalesce((SELECT max(s.ordinal) FROM turnmill.transcripts s WHERE s.session_id = t.session_id AND s.ordinal < t.ordinal), 0) AS gap,
+  EXISTS (SELECT FROM turnmill.transcripts s WHERE s.session_id = t.session_id AND s.ordinal < t.ordinal AND s.bytes > 0) AS remembers,
+  EXISTS (SELECT FROM turnmill.turns p LEFT JOIN turnmill.transcripts s ON s.turn_id = p.id
+    WHERE p.session_id = t.session_id AND p.ordinal < t.ordinal AND p.attempt > 0 AND s.turn_id IS NULL AND NOT EXISTS (
+      SELECT FROM turnmill.transcripts n WHERE n.session_id = t.session_id AND n.ordinal > p.ordinal AND n.ordinal < t.ordinal AND n.bytes > 0)) AS gap,
+  coalesce((SELECT s.bytes = 0 FROM turnmill.turns p LEFT JOIN turnmill.transcripts s ON s.turn_id = p.id
+    WHERE p.session_id = t.session_id AND p.ordinal < t.ordinal AND p.attempt > 0 ORDER BY p.ordinal DESC LIMIT 1), false) AS nothing,
   (extract(epoch FROM started_at) * 1000)::bigint AS started_ms,
   (extract(epoch FROM completed_at) * 1000)::bigint AS completed_ms,
   (SELECT coalesce(turnmill.wait_reason(id), 'nothing') || ' ' || to_jsonb(j)::text FROM turnmill.jobs j WHERE j.turn_id = id) AS job
@@ -107,7 +114,7 @@ const TURNS: &str =
 
 const BLOCKS: &str = "SELECT turn_id, seq, generation, attempt, type AS kind, content FROM turnmill.blocks ORDER BY turn_id, seq";
 
-const ATTEMPTS: &str = "SELECT turn_id, epoch, attempt, generation, worker_id, taken, sandbox_id,
+const ATTEMPTS: &str = "SELECT turn_id, epoch, attempt, generation, worker_id, taken, sandbox, sandbox_id,
   (extract(epoch FROM taken_at) * 1000)::bigint AS taken_ms, (extract(epoch FROM agent_at) * 1000)::bigint AS agent_ms,
   (extract(epoch FROM ended_at) * 1000)::bigint AS ended_ms, ended, detail FROM turnmill.attempts ORDER BY turn_id, epoch";
 
@@ -149,6 +156,13 @@ impl Evidence {
         evidence.ended = notes.ended;
         evidence.refused = notes.refused;
         Ok(evidence)
+    }
+
+    /// Whether the turn ran, in this generation, in a sandbox that was kept of the turn before.
+    pub fn kept(&self, turn: &str, generation: i32) -> bool {
+        let attempts = || self.attempts.get(turn).into_iter().flatten().filter(|attempt| attempt.generation == generation);
+        // Of several claims the last is the one with which the agent was started.
+        attempts().filter_map(|attempt| attempt.sandbox.as_deref()).next_back().is_some_and(|sandbox| sandbox != "new")
     }
 
     /// The turn's timeline, for people.

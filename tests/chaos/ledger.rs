@@ -42,6 +42,9 @@ pub enum Deed {
     Gone {
         why: String,
     },
+    /// It does not run any more, and counts nowhere.
+    Pause,
+    Resume,
     /// A call of the supervisor began.
     Began {
         pid: i64,
@@ -101,6 +104,8 @@ fn act(line: &Value) -> Option<Act> {
     let what = match line["act"].as_str()? {
         "boot" => Deed::Boot(detail["sandboxes"].as_object().into_iter().flatten().map(|(id, _)| id.clone()).collect()),
         "create" => Deed::Create { turn: text(&detail["metadata"]["turnmill_turn"]) },
+        "pause" => Deed::Pause,
+        "resume" => Deed::Resume,
         "kill" => Deed::Gone { why: text(&detail["why"]) },
         "start" => Deed::Began {
             pid: number(&detail["pid"]),

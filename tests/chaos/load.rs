@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng as _};
-use serde_json::Value;
+use serde_json::{Value, json};
 use sqlx::{PgPool, Row as _};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -22,6 +22,17 @@ pub struct Planned {
     pub script: Value,
     /// Cancelled so long after it was enqueued.
     pub cancel_after: Option<Duration>,
+}
+
+impl Planned {
+    /// Its agent first says what it remembers.
+    fn recalls(&mut self) {
+        let foreign = self.script["foreign"] == true;
+        if let Some(steps) = self.script["steps"].as_array_mut().filter(|_| !foreign) {
+            steps.insert(0, json!({ "recall": null }));
+        }
+        self.prompt = format!("/mock {}", self.script);
+    }
 }
 
 /// What the web app knows.
@@ -70,9 +81,16 @@ impl Load {
         while made < args.turns {
             let at = Duration::from_millis(rng.random_range(0..args.seconds * 1000));
             // Most sessions have one turn, some a handful that wait for each other.
-            let turns = if rng.random_ratio(1, 8) { rng.random_range(2..6) } else { 1 }.min(args.turns - made);
+            let turns = if rng.random_ratio(1, 8) { rng.random_range(2..9) } else { 1 }.min(args.turns - made);
             let session = format!("sess_chaos_{made}");
-            arrivals.push((at, (0..turns).map(|nth| planned(&mut rng, &session, made + nth)).collect()));
+            let turn = |nth| {
+                let mut turn = planned(&mut rng, &session, made + nth);
+                if nth > 0 {
+                    turn.recalls();
+                }
+                turn
+            };
+            arrivals.push((at, (0..turns).map(turn).collect()));
             made += turns;
         }
         arrivals.sort_by_key(|(at, _)| *at);
@@ -169,9 +187,10 @@ impl Load {
         self.nothing_of("SELECT count(*) FROM turnmill.turns WHERE completed_at IS NULL").await;
     }
 
-    /// Until every slot is free.
+    /// Until every slot is free, and no sandbox waits for its session any more.
     pub async fn released(&self) {
-        self.nothing_of("SELECT count(*) FROM turnmill.slots WHERE state <> 'free'").await;
+        self.nothing_of("SELECT (SELECT count(*) FROM turnmill.slots WHERE state <> 'free') + (SELECT count(*) FROM turnmill.parked)")
+            .await;
     }
 
     async fn nothing_of(&self, count: &'static str) {

@@ -1,13 +1,14 @@
 //! One lie for each thing that the checker is to see. A checker that finds nothing may be blind.
 
 use super::checker::check;
-use super::evidence::Evidence;
+use super::checker::memory::recalled;
+use super::evidence::{Block, Evidence};
 use super::ledger::{Act, Deed};
 
 /// A lie, and the check that must find it.
 type Lie = (&'static str, &'static str, fn(&mut Evidence) -> Option<()>);
 
-const LIES: [Lie; 21] = [
+const LIES: [Lie; 24] = [
     ("a block is missing", "blocks", |e| {
         let (_, blocks) = e.blocks.iter_mut().find(|(_, blocks)| blocks.len() > 2)?;
         blocks.remove(1);
@@ -126,12 +127,40 @@ const LIES: [Lie; 21] = [
         e.runs.iter_mut().filter(|run| run.message_uuid == uuid).for_each(|old| old.from_ms = run.from_ms);
         Some(())
     }),
+    ("an agent has forgotten a turn and does not say so", "memory", |e| {
+        let block = recalling(e)?;
+        let (_, rest) = block.content["text"].as_str()?.split_once('\n')?;
+        block.content["text"] = rest.into();
+        Some(())
+    }),
+    ("an agent remembers what nobody said", "memory", |e| {
+        let block = recalling(e)?;
+        block.content["text"] = format!("/mock {{\"made\": \"up\"}}\n{}", block.content["text"].as_str()?).into();
+        Some(())
+    }),
+    ("a woken sandbox is not counted", "cap", |e| {
+        let first = e.acts.iter().position(|act| matches!(act.what, Deed::Create { .. }))?;
+        let at_ms = e.acts[first].at_ms;
+        let more = |nth| Act { at_ms, sandbox: format!("i_more{nth}"), what: Deed::Resume };
+        e.acts.splice(first..first, (0..60).map(more));
+        Some(())
+    }),
     ("turns of a session change places", "session", |e| {
         let order = e.order.values_mut().find(|keys| keys.len() > 1)?;
         order.swap(0, 1);
         Some(())
     }),
 ];
+
+/// A block in which an agent remembers two turns or more, of which the first was answered.
+fn recalling(evidence: &mut Evidence) -> Option<&mut Block> {
+    let completed: Vec<&str> = evidence.turns.iter().filter(|turn| turn.status == "completed").map(|turn| turn.prompt.as_str()).collect();
+    evidence
+        .blocks
+        .values_mut()
+        .flatten()
+        .find(|block| recalled(block).and_then(|text| text.split_once('\n')).is_some_and(|(first, _)| completed.contains(&first)))
+}
 
 /// What became of the lies.
 #[derive(Debug, Default)]

@@ -6,6 +6,7 @@
 mod api;
 #[path = "../it/harness.rs"]
 mod harness;
+mod kept;
 
 use std::process::Stdio;
 use std::time::Duration;

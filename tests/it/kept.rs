@@ -46,10 +46,12 @@ async fn parked(fleet: &Fleet) {
 /// What is kept is given up, and nothing is left.
 async fn end(all: Running) {
     keep(&all.fleet, 0, 0).await;
-    sqlx::raw_sql("UPDATE turnmill.slots SET due_at = clock_timestamp() WHERE state = 'warm'; UPDATE turnmill.parked SET due_at = clock_timestamp()")
-        .execute(&all.fleet.pool)
-        .await
-        .unwrap();
+    sqlx::raw_sql(
+        "UPDATE turnmill.slots SET due_at = clock_timestamp() WHERE state = 'warm'; UPDATE turnmill.parked SET due_at = clock_timestamp()",
+    )
+    .execute(&all.fleet.pool)
+    .await
+    .unwrap();
     until("nothing is parked", || async { (all.fleet.store.parked().await.unwrap() == 0).then_some(()) }).await;
     all.stop().await;
 }
@@ -113,10 +115,12 @@ async fn a_kept_sandbox_that_is_gone_costs_nothing_but_a_new_one(pool: PgPool) {
 }
 
 async fn end_all_kept(all: &Running) {
-    sqlx::raw_sql("UPDATE turnmill.slots SET due_at = clock_timestamp() WHERE state = 'warm'; UPDATE turnmill.parked SET due_at = clock_timestamp()")
-        .execute(&all.fleet.pool)
-        .await
-        .unwrap();
+    sqlx::raw_sql(
+        "UPDATE turnmill.slots SET due_at = clock_timestamp() WHERE state = 'warm'; UPDATE turnmill.parked SET due_at = clock_timestamp()",
+    )
+    .execute(&all.fleet.pool)
+    .await
+    .unwrap();
     all.fleet.no_slot_held().await;
 }
 
@@ -173,8 +177,10 @@ async fn a_retry_begins_before_the_turn_that_it_repeats_whatever_is_kept(pool: P
     assert_eq!(texts(&all, &third).await, [format!("/mock noop\n{RECALL}")]);
     assert_eq!(found(&all.fleet, &third).await, ["warm"]);
     // The first again: from nothing.
-    let first: String =
-        sqlx::query_scalar("SELECT id FROM turnmill.turns WHERE session_id = 'chat' AND ordinal = 1").fetch_one(&all.fleet.pool).await.unwrap();
+    let first: String = sqlx::query_scalar("SELECT id FROM turnmill.turns WHERE session_id = 'chat' AND ordinal = 1")
+        .fetch_one(&all.fleet.pool)
+        .await
+        .unwrap();
     let again = all.fleet.store.retry(&first).await.unwrap().turn_id.unwrap();
     all.fleet.ended(&again).await;
     let last = run(&all, RECALL, "chat").await;
@@ -187,7 +193,8 @@ async fn a_fork_begins_where_the_other_session_was_and_goes_its_own_way(pool: Pg
     let all = Running::start(pool).await;
     let first = run(&all, "/mock noop", "chat").await;
     run(&all, r#"/mock {"steps": [{"text": "two"}]}"#, "chat").await;
-    let fork = Enqueue { prompt: RECALL.to_owned(), session_id: Some("end".to_owned()), fork: Some("chat".to_owned()), ..Enqueue::default() };
+    let fork =
+        Enqueue { prompt: RECALL.to_owned(), session_id: Some("end".to_owned()), fork: Some("chat".to_owned()), ..Enqueue::default() };
     let at_end = all.fleet.store.enqueue(&fork).await.unwrap().turn_id.unwrap();
     all.fleet.ended(&at_end).await;
     assert_eq!(texts(&all, &at_end).await, ["/mock noop\n/mock {\"steps\": [{\"text\": \"two\"}]}"]);
@@ -230,11 +237,12 @@ async fn an_old_sandbox_is_not_kept_where_the_next_turn_might_outlive_it(pool: P
         let kept = fleet.store.settle(&job, &keeping(), Duration::ZERO).await.unwrap().unwrap();
         assert_eq!(kept, if left.is_some() { Kept::Warm } else { Kept::Releasing }, "{age}");
         if let Some(left) = left {
-            let until: f64 = sqlx::query_scalar("SELECT extract(epoch FROM due_at - clock_timestamp())::float8 FROM turnmill.slots WHERE id = $1")
-                .bind(job.slot_id)
-                .fetch_one(&fleet.pool)
-                .await
-                .unwrap();
+            let until: f64 =
+                sqlx::query_scalar("SELECT extract(epoch FROM due_at - clock_timestamp())::float8 FROM turnmill.slots WHERE id = $1")
+                    .bind(job.slot_id)
+                    .fetch_one(&fleet.pool)
+                    .await
+                    .unwrap();
             assert!((f64::from(left) - 30.0..=f64::from(left)).contains(&until), "{age}: {until}");
         }
     }

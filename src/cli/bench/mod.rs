@@ -6,6 +6,7 @@
 
 mod crowd;
 mod pauses;
+mod starts;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -60,6 +61,9 @@ pub struct Bench {
     /// Simulated turns that run while their worker is killed, or told to go
     #[arg(long, default_value_t = 100)]
     paused: u32,
+    /// Sessions whose turns start in new, warm and woken sandboxes
+    #[arg(long, default_value_t = 15)]
+    sessions: u32,
     /// Only this part
     #[arg(long, value_enum)]
     only: Option<Part>,
@@ -72,6 +76,8 @@ enum Part {
     Queue,
     /// A claim beside thousands of waiting turns, and under an idle snapshot
     Crowd,
+    /// A turn's start in a new sandbox, a warm and a woken one
+    Starts,
     /// What a killed worker and one told to go cost the turns that they ran
     Pauses,
 }
@@ -101,6 +107,9 @@ impl Bench {
         if wanted(Part::Crowd) {
             crowd::measure(&store, self.crowd).await?;
         }
+        if wanted(Part::Starts) {
+            Box::pin(beside_worker(&store, config.clone(), home, starts::measure(&store, self.sessions))).await?;
+        }
         if wanted(Part::Pauses) {
             pauses::measure(&store, self.paused, url, home).await?;
         }
@@ -116,7 +125,7 @@ impl Bench {
 
         anstream::println!("{}Enqueue to claim, {} times{}", paint::BOLD, self.latencies, paint::OFF);
         let raw = self.latency_raw(url, store.pool()).await?;
-        let (ours, whole) = self.with_sandboxes(store, config.clone(), home).await?;
+        let (ours, whole) = Box::pin(beside_worker(store, config.clone(), home, self.with_sandboxes(store))).await?;
         anstream::println!("  bare LISTEN and UPDATE         p50 {:>6.2} ms  p99 {:>6.2} ms", raw.0, raw.1);
         anstream::println!(
             "  turnmill                       p50 {:>6.2} ms  p99 {:>6.2} ms  {:.1} times bare",
@@ -210,19 +219,7 @@ impl Bench {
     }
 
     /// A whole worker: the time from enqueue to claim, and turns per second.
-    async fn with_sandboxes(&self, store: &Store, mut config: Config, home: &tempfile::TempDir) -> anyhow::Result<((f64, f64), f64)> {
-        let (server, sandboxes_stop) = (TaskTracker::new(), CancellationToken::new());
-        let (ready, address) = oneshot::channel();
-        let options = e2b::Options { dir: home.path().join("sandboxes"), ..e2b::Options::default() };
-        let serving = server.spawn(e2b::serve(options, sandboxes_stop.clone(), ready));
-        let address = address.await?;
-        config.e2b.api_url = format!("http://{address}");
-        config.e2b.sandbox_url = format!("http://{address}");
-        config.e2b.api_key = "local".into();
-        let worker = Worker::register(store.clone(), Arc::new(config), Credentials::default(), &TaskTracker::new()).await?;
-        let stop = CancellationToken::new();
-        let running = tokio::spawn(worker.run(stop.clone()));
-
+    async fn with_sandboxes(&self, store: &Store) -> anyhow::Result<((f64, f64), f64)> {
         let since = Instant::now();
         let drained = enqueue(store, self.whole_turns, NO_OP).await?;
         wait_for(store, &drained).await?;
@@ -236,13 +233,34 @@ impl Bench {
         let claimed = "SELECT extract(epoch FROM a.taken_at - t.created_at)::float8 * 1000
                        FROM turnmill.attempts a JOIN turnmill.turns t ON t.id = a.turn_id
                        ORDER BY t.created_at DESC LIMIT (SELECT count(*) FROM pinged)";
-        let latency = percentiles(store.pool(), claimed).await?;
-        stop.cancel();
-        running.await??;
-        sandboxes_stop.cancel();
-        serving.await??;
-        Ok((latency, whole))
+        Ok((percentiles(store.pool(), claimed).await?, whole))
     }
+}
+
+/// Measures while a whole worker runs, with local sandboxes.
+async fn beside_worker<T>(
+    store: &Store,
+    mut config: Config,
+    home: &tempfile::TempDir,
+    measure: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    let (server, sandboxes_stop) = (TaskTracker::new(), CancellationToken::new());
+    let (ready, address) = oneshot::channel();
+    let options = e2b::Options { dir: home.path().join("sandboxes"), ..e2b::Options::default() };
+    let serving = server.spawn(e2b::serve(options, sandboxes_stop.clone(), ready));
+    let address = address.await?;
+    config.e2b.api_url = format!("http://{address}");
+    config.e2b.sandbox_url = format!("http://{address}");
+    config.e2b.api_key = "local".into();
+    let worker = Worker::register(store.clone(), Arc::new(config), Credentials::default(), &TaskTracker::new()).await?;
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(worker.run(stop.clone()));
+    let measured = measure.await;
+    stop.cancel();
+    running.await??;
+    sandboxes_stop.cancel();
+    serving.await??;
+    measured
 }
 
 async fn enqueue(store: &Store, count: u32, prompt: &str) -> anyhow::Result<Vec<String>> {
@@ -264,7 +282,8 @@ async fn wait_for(store: &Store, turns: &[String]) -> anyhow::Result<()> {
 }
 
 async fn no_op(store: &Store, job: &Claimed) -> anyhow::Result<()> {
-    let settle = Settle { ending: Ending::Completed, blocks: Vec::new(), journal_offset: 0, error: None, usage: None, cost_usd: None, keep: false };
+    let settle =
+        Settle { ending: Ending::Completed, blocks: Vec::new(), journal_offset: 0, error: None, usage: None, cost_usd: None, keep: false };
     store.settle(job, &settle, Duration::from_secs(30)).await??;
     store.slot_freed(job.slot_id, job.epoch).await??;
     Ok(())

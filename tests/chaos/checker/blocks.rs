@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
-use super::expected::{End, Played, play};
+use super::expected::{End, Played, RECALLED, play};
+use super::memory::recalled;
 use super::{Difference, differs};
 use crate::evidence::{Block, Evidence, Turn};
 
@@ -45,7 +46,12 @@ fn of_turn(evidence: &Evidence, turn: &Turn, tries: &[Played], blocks: &[Block])
     }
     let said = |generation: i32, attempt: i32| -> Vec<Value> {
         let theirs = blocks.iter().filter(|block| block.generation == generation && block.attempt == attempt);
-        theirs.map(|block| json!([block.kind, block.content])).collect()
+        theirs
+            .map(|block| match recalled(block) {
+                Some(_) => json!(["content", { "text": RECALLED }]),
+                None => json!([block.kind, block.content]),
+            })
+            .collect()
     };
     let mut counted = 0;
     for (generation, attempts) in &attempts {
@@ -54,11 +60,9 @@ fn of_turn(evidence: &Evidence, turn: &Turn, tries: &[Played], blocks: &[Block])
             counted += said.len();
             // Before all else it says what of the session it has lost, and nothing where it has lost nothing.
             let tells = said.first().is_some_and(|block| block[1]["kind"] == "context_lost");
-            if tells != (nth == 0 && turn.gap) && !(said.is_empty() && turn.gap) {
-                return Err(format!(
-                    "generation {generation}, attempt {attempt}: context_lost is said: {tells}, a gap is there: {}",
-                    turn.gap
-                ));
+            let gap = turn.gap && !evidence.kept(&turn.id, *generation);
+            if tells != (nth == 0 && gap) && !(said.is_empty() && gap) {
+                return Err(format!("generation {generation}, attempt {attempt}: context_lost is said: {tells}, a gap is there: {gap}"));
             }
             if tells {
                 said.remove(0);

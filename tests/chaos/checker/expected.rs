@@ -23,6 +23,9 @@ pub enum End {
     Hangs,
 }
 
+/// Stands for what an agent remembers, which is `memory`'s business.
+pub const RECALLED: &str = "(what it remembers)";
+
 /// The stand-in numbers its events; a resumed one leaves this many numbers out.
 const LEFT_OUT: u64 = 8;
 
@@ -70,6 +73,7 @@ fn perform(step: &Value, events: &mut u64, played: &mut Played) -> Option<End> {
         "hang" => return Some(End::Hangs),
         "invalid_utf8" => say("content", json!({ "text": "bytes: \u{fffd}\u{fffd}" })),
         "text" => say("content", json!({ "text": value })),
+        "recall" => say("content", json!({ "text": RECALLED })),
         "thinking" => say("thinking", json!({ "text": value })),
         "huge" => say("content", json!({ "text": "m".repeat(usize::try_from(value.as_u64()?).ok()?) })),
         "tool" => tool(value, events, played),

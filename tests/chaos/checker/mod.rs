@@ -4,11 +4,13 @@
 //! | --- | --- |
 //! | `turns` | none lost, none made up, each ended once and for ever, sessions in order, errors explained |
 //! | `blocks`, `expected` | each turn's blocks are those that its agents said |
+//! | `memory` | agents remember their sessions, or say what is lost |
 //! | `starts` | an agent is started once per attempt and sandbox |
 //! | `sandboxes` | never above the cap, none left, nobody acts under a lower epoch |
 
 mod blocks;
 pub mod expected;
+pub mod memory;
 mod sandboxes;
 mod starts;
 mod turns;
@@ -32,6 +34,7 @@ pub fn check(evidence: &Evidence) -> Vec<Difference> {
     let mut found = Vec::new();
     turns::check(evidence, &fates, &mut found);
     blocks::check(evidence, &mut found);
+    memory::check(evidence, &mut found);
     starts::check(evidence, &fates, &mut found);
     sandboxes::check(evidence, &mut found);
     found

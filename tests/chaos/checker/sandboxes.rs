@@ -18,17 +18,27 @@ pub fn check(evidence: &Evidence, found: &mut Vec<Difference>) {
 /// The most that ever lived, and each moment in which more did than may.
 pub fn lives(evidence: &Evidence) -> (usize, Vec<(i64, usize, i64)>) {
     let mut live: BTreeSet<&str> = BTreeSet::new();
+    let mut paused: BTreeSet<&str> = BTreeSet::new();
     let (mut most, mut above) = (0, Vec::new());
     for act in &evidence.acts {
+        let sandbox = act.sandbox.as_str();
         match &act.what {
-            Deed::Boot(there) => live = there.iter().map(String::as_str).collect(),
-            Deed::Create { .. } => drop(live.insert(&act.sandbox)),
-            Deed::Gone { .. } => drop(live.remove(act.sandbox.as_str())),
+            Deed::Boot(there) => live = there.iter().map(String::as_str).filter(|id| !paused.contains(id)).collect(),
+            Deed::Create { .. } => drop(live.insert(sandbox)),
+            Deed::Gone { .. } => drop(live.remove(sandbox)),
+            Deed::Pause => {
+                live.remove(sandbox);
+                paused.insert(sandbox);
+            }
+            Deed::Resume => {
+                paused.remove(sandbox);
+                live.insert(sandbox);
+            }
             _ => continue,
         }
         most = most.max(live.len());
         let bound = bound(evidence, act.at_ms);
-        if !matches!(act.what, Deed::Gone { .. }) && i64::try_from(live.len()).unwrap_or(i64::MAX) > bound {
+        if !matches!(act.what, Deed::Gone { .. } | Deed::Pause) && i64::try_from(live.len()).unwrap_or(i64::MAX) > bound {
             above.push((act.at_ms, live.len(), bound));
         }
     }

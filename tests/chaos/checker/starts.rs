@@ -11,23 +11,26 @@ pub fn check(evidence: &Evidence, fates: &BTreeMap<String, Life>, found: &mut Ve
     for run in &evidence.runs {
         runs.entry(&run.message_uuid).or_default().push(run);
     }
+    let sessions: BTreeMap<&str, &str> = evidence.turns.iter().map(|turn| (turn.id.as_str(), turn.session_id.as_str())).collect();
     for turn in &evidence.turns {
         let own = runs.remove(turn.message_uuid.as_str()).unwrap_or_default();
         let attempts = evidence.attempts.get(&turn.id).map(Vec::as_slice).unwrap_or_default();
         let mut once: BTreeMap<(&str, i64), usize> = BTreeMap::new();
         for run in &own {
             *once.entry((&run.sandbox, run.attempt)).or_default() += 1;
-            if fates.get(&run.sandbox).is_some_and(|life| !life.turn.is_empty() && life.turn != turn.id) {
-                differs(found, "starts", Some(&turn.id), format!("its agent ran in a sandbox of another turn: {run:?}"));
+            let made_for = fates.get(&run.sandbox).map(|life| life.turn.as_str()).filter(|made_for| !made_for.is_empty());
+            if made_for.is_some_and(|made_for| sessions.get(made_for) != Some(&turn.session_id.as_str())) {
+                differs(found, "starts", Some(&turn.id), format!("its agent ran in a sandbox of another session: {run:?}"));
             }
             if !attempts.iter().any(|attempt| i64::from(attempt.attempt) == run.attempt) {
                 differs(found, "starts", Some(&turn.id), format!("no attempt is on record for this start: {run:?}"));
             }
-            // The first attempt of each generation goes on from the turns before, if their conversation was saved; every
-            // other from the attempt before.
+            // The first attempt of each generation goes on from the turns before, if their conversation was saved or is in
+            // the sandbox that was kept; every other from the attempt before.
             let generation = |attempt: i64| attempts.iter().find(|a| i64::from(a.attempt) == attempt).map(|a| a.generation);
             let first = run.attempt == 1 || generation(run.attempt - 1) != generation(run.attempt);
-            let goes_on = !first || turn.remembers;
+            let kept = !turn.nothing && generation(run.attempt).is_some_and(|generation| evidence.kept(&turn.id, generation));
+            let goes_on = !first || turn.remembers || kept;
             if goes_on != run.resumes {
                 differs(found, "starts", Some(&turn.id), format!("attempt {} resumes: {}", run.attempt, run.resumes));
             }
