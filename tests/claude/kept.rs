@@ -12,17 +12,18 @@ use super::harness::{Fleet, LocalE2b, RunningWorker, config, until};
 use super::{Claude, api::Answer::Say, api::Part::Text, bash};
 
 /// What the first turn does, and the second must find.
-async fn first(claude: &Claude, release: (i32, i32)) {
+async fn first(claude: &Claude, session: &str, release: (i32, i32)) {
     let change = PoolChange { release: Some(release), sandbox_max_s: Some(86_400), ..PoolChange::default() };
     claude.fleet.store.set_pool("default", &change).await.unwrap();
     let answers = vec![Say(vec![bash("toolu_01", "echo 'the colour is green' > note.txt")]), Say(vec![Text("I made a note.")])];
-    let turn = claude.enqueue_in("chat", "one", answers).await;
+    let turn = claude.enqueue_in(session, &format!("{session} one"), answers).await;
     claude.completed(&turn).await;
 }
 
-async fn second_remembers(claude: &Claude) {
+async fn second_remembers(claude: &Claude, session: &str) {
     let answers = vec![Say(vec![bash("toolu_02", "cat note.txt")]), Say(vec![Text("Green.")])];
-    let turn = claude.enqueue_in("chat", "two", answers).await;
+    let two = format!("{session} two");
+    let turn = claude.enqueue_in(session, &two, answers).await;
     let blocks = claude.completed(&turn).await;
     assert_eq!(
         blocks,
@@ -32,8 +33,8 @@ async fn second_remembers(claude: &Claude) {
             json!(["content", "Green."])
         ]
     );
-    let sent = claude.api.requests("two")[0]["messages"].to_string();
-    for said in ["[script one]", "toolu_01", "I made a note.", "[script two]"] {
+    let sent = claude.api.requests(&two)[0]["messages"].to_string();
+    for said in [&*format!("[script {session} one]"), "toolu_01", "I made a note.", &format!("[script {two}]")] {
         assert!(sent.contains(said), "{said} is missing in {sent}");
     }
 }
@@ -56,17 +57,16 @@ async fn nothing_kept(fleet: &Fleet) {
 async fn a_warm_sandbox_and_a_woken_one_go_on_where_they_were(pool: PgPool) {
     let claude = Claude::start(pool).await;
     let worker = claude.worker().await;
-    first(&claude, (600, 0)).await;
-    second_remembers(&claude).await;
+    first(&claude, "chat", (600, 0)).await;
+    second_remembers(&claude, "chat").await;
     assert_eq!(found(&claude.fleet).await, ["new", "warm"]);
     nothing_kept(&claude.fleet).await;
     claude.fleet.no_slot_held().await;
-    claude.fleet.store.forget_session("chat").await.unwrap();
 
-    first(&claude, (0, 600)).await;
+    first(&claude, "woken", (0, 600)).await;
     until("it is paused", || async { (claude.fleet.store.parked().await.unwrap() == 1).then_some(()) }).await;
-    second_remembers(&claude).await;
-    assert_eq!(found(&claude.fleet).await, ["new", "paused"]);
+    second_remembers(&claude, "woken").await;
+    assert_eq!(found(&claude.fleet).await, ["new", "warm", "new", "paused"]);
     nothing_kept(&claude.fleet).await;
     claude.stop(worker).await;
 }
@@ -75,12 +75,12 @@ async fn a_warm_sandbox_and_a_woken_one_go_on_where_they_were(pool: PgPool) {
 async fn another_sandbox_of_another_server_under_another_worker_goes_on_where_the_first_was(pool: PgPool) {
     let mut claude = Claude::start(pool).await;
     let worker = claude.worker().await;
-    first(&claude, (600, 0)).await;
+    first(&claude, "chat", (600, 0)).await;
     worker.stop().await;
     claude.e2b.stop().await;
     claude.e2b = LocalE2b::start().await;
     let worker = claude.worker().await;
-    second_remembers(&claude).await;
+    second_remembers(&claude, "chat").await;
     assert_eq!(found(&claude.fleet).await, ["new", "warm", "new"], "the warm one is gone with its server");
     nothing_kept(&claude.fleet).await;
     claude.stop(worker).await;
@@ -88,10 +88,13 @@ async fn another_sandbox_of_another_server_under_another_worker_goes_on_where_th
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
 async fn a_dump_of_the_database_restored_elsewhere_goes_on_where_it_was(pool: PgPool) {
-    let from = pool.connect_options().to_url_lossy().to_string();
+    let mut from = pool.connect_options().to_url_lossy();
+    // Of sqlx's own parameters other programs know nothing.
+    from.set_query(None);
+    let from = from.to_string();
     let mut claude = Claude::start(pool).await;
     let worker = claude.worker().await;
-    first(&claude, (0, 0)).await;
+    first(&claude, "chat", (0, 0)).await;
     claude.fleet.no_slot_held().await;
     worker.stop().await;
 
@@ -113,7 +116,7 @@ async fn a_dump_of_the_database_restored_elsewhere_goes_on_where_it_was(pool: Pg
     let mut config = config(&claude.e2b.url);
     config.fleet = "copy".to_owned();
     let worker = RunningWorker::with(&claude.fleet, config).await;
-    second_remembers(&claude).await;
+    second_remembers(&claude, "chat").await;
     claude.fleet.no_slot_held().await;
     worker.stop().await;
     claude.e2b.stop().await;
@@ -126,7 +129,7 @@ async fn a_dump_of_the_database_restored_elsewhere_goes_on_where_it_was(pool: Pg
 async fn a_fork_and_a_retry_begin_where_they_should(pool: PgPool) {
     let claude = Claude::start(pool).await;
     let worker = claude.worker().await;
-    first(&claude, (0, 0)).await;
+    first(&claude, "chat", (0, 0)).await;
     let second = claude.enqueue_in("chat", "two", vec![Say(vec![Text("I am the second.")])]).await;
     claude.completed(&second).await;
     let sent_in = |script: &'static str| claude.api.requests(script).last().unwrap()["messages"].to_string();
