@@ -1,6 +1,6 @@
 # The sandbox template. README.md says how to build, name and pin it.
 FROM node:24-bookworm-slim
-# The supervisor, e2b/run-turn, needs bash, coreutils and util-linux, which are in the base; e2fsprogs has chattr,
+# The supervisor, e2b/run-turn, needs bash, coreutils and util-linux, and for the files findutils, tar and gzip, all in the base; e2fsprogs has chattr,
 # by which the journal becomes append-only. It is uploaded with every turn: the image holds no part of Turnmill.
 RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates curl e2fsprogs git procps ripgrep \
     && rm -rf /var/lib/apt/lists/*

@@ -5,6 +5,7 @@ pub mod block;
 pub mod cli;
 pub mod config;
 pub mod e2b;
+pub mod files;
 pub mod keys;
 pub mod local;
 pub mod sandbox;

@@ -12,9 +12,11 @@ use futures::{Stream, StreamExt as _};
 use serde::Deserialize;
 
 use crate::e2b::{self, Command, Envd, EnvdError, ProcessEvent};
+use crate::files::{FileRules, Parcel};
 use crate::store::PoolHooks;
 
-const SUPERVISOR: &str = include_str!("../e2b/run-turn");
+/// The supervisor as it is brought in: one file, whose last line starts it.
+pub const SUPERVISOR: &str = concat!(include_str!("../e2b/files"), include_str!("../e2b/run-turn"));
 
 /// The hooks that pools have unless they have their own: they speak uspark, where the template has it.
 const PREPARE: &str = include_str!("../e2b/hooks/prepare");
@@ -68,6 +70,12 @@ pub struct Launch {
     pub restore: Option<Restore>,
     /// The conversation that the sandbox has is of no use.
     pub forget: bool,
+    /// What is listed and kept of the files.
+    pub files: FileRules,
+    /// The files of the turns before, for a new sandbox.
+    pub workspace: Option<Parcel>,
+    /// The files that came with the message.
+    pub attached: Option<Parcel>,
 }
 
 /// A conversation that is brought into a sandbox.
@@ -93,6 +101,10 @@ impl Launch {
             ("WATCH", script(&hooks.watch, WATCH)),
             ("FINISH", script(&hooks.finish, FINISH)),
             ("FINISH_LIMIT", hooks.finish_timeout_s.to_string()),
+            ("FILES_POLICY", self.files.policy.clone()),
+            ("FILES_EXCLUDE", self.files.exclude.join("\n")),
+            ("FILES_MAX", self.files.archive_max_bytes.to_string()),
+            ("FILES_EACH", self.files.each_max_bytes.to_string()),
         ];
         agents.chain(theirs).chain(ours.map(|(name, value)| (format!("TURNMILL_{name}"), value))).collect()
     }
@@ -112,6 +124,9 @@ pub struct Probe {
     /// The end of what it printed on stderr.
     #[serde(default)]
     pub stderr_tail: String,
+    /// No project was brought into the sandbox yet.
+    #[serde(default)]
+    pub fresh: bool,
 }
 
 /// The states of an attempt in its sandbox.
@@ -146,6 +161,31 @@ pub struct AgentExit {
     /// Bytes of the conversation that was kept; 0: there was none.
     #[serde(default)]
     pub transcript_bytes: u64,
+    /// The agent itself was started.
+    #[serde(default)]
+    pub ran: bool,
+    /// What is there of its files; `None`: the supervisor is from before it looked at them.
+    #[serde(default)]
+    pub files: Option<FilesExit>,
+}
+
+/// What an attempt's supervisor says of the files.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct FilesExit {
+    /// Entries that differ from what `prepare` has brought.
+    pub changed: u64,
+    /// Size of the list of the turn's changes.
+    pub list_bytes: u64,
+    /// Why that is missing or not whole.
+    pub unlisted: Option<String>,
+    /// What is in the archive: `all` that differs, or what the `turn` has made; `None`: there is none.
+    pub archive: Option<String>,
+    /// Its size.
+    pub archive_bytes: u64,
+    /// Why there is no archive of all, or not of all.
+    pub unsaved: Option<String>,
+    /// The hook `finish` has the files.
+    pub carried: bool,
 }
 
 /// Signals that the supervisor passes on to the agent's process group.
@@ -243,6 +283,13 @@ impl Sandbox {
                 args.extend(["--restore", &restore, "--restore-as", &saved.file]);
             }
         }
+        let (workspace, attached) = (format!("{STATE}/in/{}/workspace", self.epoch), format!("{STATE}/in/{}/attached", self.epoch));
+        if self.bring("workspace", launch.workspace.as_ref()).await? {
+            args.extend(["--workspace", &workspace]);
+        }
+        if self.bring("attached", launch.attached.as_ref()).await? {
+            args.extend(["--attached", &attached]);
+        }
         args.push("--");
         args.extend(launch.command.iter().map(String::as_str));
         self.verb("start", &args, launch.variables()).await
@@ -307,12 +354,22 @@ impl Sandbox {
         Ok(found.is_some())
     }
 
+    async fn bring(&self, name: &str, parcel: Option<&Parcel>) -> Result<bool, SandboxError> {
+        let Some(parcel) = parcel else { return Ok(false) };
+        if let Some(archive) = &parcel.archive {
+            self.upload(name, archive.clone()).await?;
+        }
+        self.upload(&format!("{name}.plan"), parcel.plan.clone()).await?;
+        Ok(true)
+    }
+
     async fn upload(&self, name: &str, body: Bytes) -> Result<(), SandboxError> {
         let path = format!("{STATE}/in/{}/{name}", self.epoch);
         Ok(self.envd.upload(&path, "root", body, self.deadline).await?)
     }
 
-    async fn download(&self, name: &str, range: Range<u64>) -> Result<Bytes, SandboxError> {
+    /// Bytes of a file that the supervisor has made in this attempt, or fewer when it is shorter.
+    pub async fn download(&self, name: &str, range: Range<u64>) -> Result<Bytes, SandboxError> {
         let path = format!("{STATE}/turn-{}/attempt-{}/{name}", self.turn, self.attempt);
         Ok(self.envd.download(&path, "root", range, self.deadline).await?)
     }

@@ -87,6 +87,10 @@ error_codes! {
     PrepareFailed = "prepare_failed", true;
     /// It took too long.
     PrepareTimeout = "prepare_timeout", true;
+    /// The files of the turns before could not be unpacked.
+    WorkspaceFailed = "workspace_failed", false;
+    /// A file that came with the message could not be put where it belongs.
+    AttachmentRefused = "attachment_refused", false;
     /// The hook that saves the project's files misses something that no other try will bring.
     FinishConfig = "finish_config", false;
     /// The hook that saves the project's files failed.

@@ -89,6 +89,12 @@ fn stopped(exit: &Exit) -> Verdict {
         Some("prepare_timeout") => {
             (ErrorCode::PrepareTimeout, format!("fetching the project's files took longer than the pool's prepare_timeout_s: {said}"))
         }
+        Some("workspace_failed") => {
+            (ErrorCode::WorkspaceFailed, format!("the session's files from before could not be unpacked in the new sandbox: {said}"))
+        }
+        Some("attachment_refused") => {
+            (ErrorCode::AttachmentRefused, format!("a file that came with the message can't be put where it belongs: {said}"))
+        }
         _ => (ErrorCode::PrepareFailed, format!("fetching the project's files failed: {said}")),
     };
     failed(code, text)

@@ -86,6 +86,18 @@ struct PoolSet {
     /// Days after its last turn that a session is remembered
     #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(i32).range(1..))]
     context_days: Option<i32>,
+    /// How files get into a session's next sandbox: auto (a snapshot, unless the finish hook carries them), snapshot, hooks or none
+    #[arg(long, value_name = "POLICY", value_parser = ["auto", "snapshot", "hooks", "none"])]
+    workspace: Option<String>,
+    /// Largest snapshot, as tar.gz
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(i64).range(0..=536_870_912))]
+    workspace_max: Option<i64>,
+    /// Files that a turn makes are kept for readers up to this size; 0: only listed
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(i64).range(0..=536_870_912))]
+    artifact_max: Option<i64>,
+    /// What is neither listed nor kept, in place of what is now: patterns of names or, with a slash, of paths, split at commas
+    #[arg(long, value_name = "PATTERNS", value_delimiter = ',')]
+    files_exclude: Option<Vec<String>>,
     /// Take no more turns from it
     #[arg(long, conflicts_with = "resume")]
     pause: bool,
@@ -191,6 +203,10 @@ impl Pools {
                 sandbox_max_s: set.sandbox_max,
                 context_versions: set.context_versions,
                 context_days: set.context_days,
+                workspace: set.workspace,
+                workspace_max_bytes: set.workspace_max,
+                artifact_max_bytes: set.artifact_max,
+                files_exclude: set.files_exclude,
             };
             let made = store.set_pool(&set.name, &change).await.with_context(|| format!("pool \"{}\" was not changed", set.name))?;
             anstream::println!("{} {}.", if made { "Made pool" } else { "Changed pool" }, set.name);

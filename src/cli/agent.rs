@@ -23,7 +23,7 @@ A script in a file, or as it is here on the command line or behind /mock, is JSO
     {"sleep_ms": 500}, {"exit": 1}]}
 Other steps: {"api_error": {"error": "overloaded", "status": 529, "message": "…"}}, {"raw": "a line as it is"},
 {"torn": "a line without its end"}, {"huge": 1000000}, "invalid_utf8", "repeat", "recall",
-"hang"; a tool without a result never returns.
+{"write": {"path": "a.txt", "text": "new"}}, {"read": "a.txt"}, {"delete": "a.txt"}, "hang"; a tool without a result never returns.
 delay_ms is the pause before each step."#;
 
 /// Stand-ins for a coding agent.
@@ -68,6 +68,6 @@ mod tests {
         let (script, others) = json.split_once("\nOther steps:").unwrap();
         assert_eq!(Script::find(script.trim()).unwrap().steps.len(), 5);
         let others = others.split(';').next().unwrap();
-        assert_eq!(Script::find(&format!(r#"{{"steps": [{}]}}"#, others.replace('\n', " "))).unwrap().steps.len(), 8);
+        assert_eq!(Script::find(&format!(r#"{{"steps": [{}]}}"#, others.replace('\n', " "))).unwrap().steps.len(), 11);
     }
 }

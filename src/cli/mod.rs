@@ -2,6 +2,8 @@
 
 mod admin;
 mod agent;
+mod artifacts;
+mod attach;
 mod bench;
 mod children;
 mod complain;
@@ -73,6 +75,8 @@ pub enum Command {
     Watch(watch::Watch),
     /// List the newest turns
     Turns(turns::Turns),
+    /// List the files that a turn made or changed, or fetch one
+    Artifacts(artifacts::ArtifactsArgs),
     /// Cancel a turn: at once if it waits, within a second if it runs
     Cancel(turns::Cancel),
     /// Enqueue an ended turn's message again
@@ -129,6 +133,7 @@ impl Cli {
             Command::Enqueue(enqueue) => enqueue.run(&config).await,
             Command::Watch(watch) => watch.run(&config).await,
             Command::Turns(turns) => turns.run(&config).await,
+            Command::Artifacts(artifacts) => artifacts.run(&config).await,
             Command::Cancel(cancel) => cancel.run(&config).await,
             Command::Retry(retry) => retry.run(&config).await,
             Command::Fork(fork) => fork.run(&config).await,

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{paint, store, watch};
+use super::{attach, paint, store, watch};
 use crate::config::Config;
 use crate::store::{Enqueue, Receipt, TurnRow};
 
@@ -43,6 +43,9 @@ pub struct EnqueueArgs {
     /// Per-turn option, as the pool allows: model=…, max_turns=…
     #[arg(long = "option", value_name = "KEY=VALUE")]
     options: Vec<String>,
+    /// File for the agent's working directory, under its own name or as PATH there; may be repeated
+    #[arg(long = "attach", value_name = "FILE[=PATH]")]
+    attachments: Vec<String>,
     /// Stay and show the answer while it comes
     #[arg(long, short)]
     watch: bool,
@@ -56,6 +59,7 @@ impl EnqueueArgs {
     pub async fn run(self, config: &Config) -> anyhow::Result<ExitCode> {
         let prompt = if self.prompt == "-" { std::io::read_to_string(std::io::stdin())? } else { self.prompt };
         let options = self.options.iter().map(|option| pair(option)).collect::<anyhow::Result<serde_json::Map<_, _>>>()?;
+        let attachments = attach::attachments(&self.attachments)?;
         let store = store(config).await?;
         let receipt = store
             .enqueue(&Enqueue {
@@ -71,6 +75,7 @@ impl EnqueueArgs {
                 tenant_id: self.tenant,
                 on_busy: self.on_busy,
                 user_id: None,
+                attachments: Some(attachments),
             })
             .await?;
         show_receipt(&receipt, self.json)?;

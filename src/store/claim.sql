@@ -48,8 +48,9 @@ open AS MATERIALIZED (
         SELECT p.name AS pool,
                (SELECT count(*) FROM (
                    SELECT FROM turnmill.slots s WHERE s.pool = p.name AND s.state = 'free' AND NOT s.retire
-                   LIMIT CASE WHEN p.create_rate IS NULL AND q.creates_after <= clock_timestamp() THEN $2
-                              ELSE coalesce(least(floor(b.tokens)::bigint, $2), 0) END) free) AS room,
+                   LIMIT CASE WHEN b.pool IS NOT NULL THEN least(floor(b.tokens)::bigint, $2)
+                              WHEN p.create_rate IS NULL AND q.creates_after <= clock_timestamp() THEN $2
+                              ELSE 0 END) free) AS room,
                EXISTS (SELECT FROM turnmill.slots s WHERE s.pool = p.name AND s.state = 'warm') AS warm,
                (SELECT count(*) FROM turnmill.slots s WHERE s.pool = p.name AND s.state IN ('pausing', 'releasing') AND NOT s.retire) AS coming
         FROM turnmill.pools p JOIN turnmill.pool_states q ON q.pool = p.name LEFT JOIN bucket b ON b.pool = p.name

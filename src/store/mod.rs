@@ -15,12 +15,14 @@
 //! | `pools`, `fleet` | configuration that lives in the database |
 //! | `reconcile` | what E2B says against the slots |
 //! | `transcripts` | what agents remember |
+//! | `files` | what turns change, and what comes with messages |
 //! | `tenants` | weights and limits |
 //! | `listen` | wake-ups |
 //! | `db` | connections, time limits, PgBouncer |
 
 mod blocks;
 mod db;
+mod files;
 mod fleet;
 mod jobs;
 mod kept;
@@ -45,6 +47,7 @@ use db::Db;
 
 pub use blocks::{Answer, Append, Position};
 pub use db::Limits;
+pub use files::{Artifact, ArtifactRow, Artifacts, Before, TurnFiles, Workspace};
 pub use fleet::Fleet;
 pub use jobs::{Claimed, PoolHooks, Taken};
 pub use listen::Wake;

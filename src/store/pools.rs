@@ -91,6 +91,14 @@ pub struct PoolChange {
     pub context_versions: Option<i32>,
     /// Days after its last turn that a session is remembered.
     pub context_days: Option<i32>,
+    /// auto, snapshot, hooks or none.
+    pub workspace: Option<String>,
+    /// Most bytes of a snapshot.
+    pub workspace_max_bytes: Option<i64>,
+    /// Most bytes of a file that is kept for readers.
+    pub artifact_max_bytes: Option<i64>,
+    /// Patterns of what is neither listed nor kept.
+    pub files_exclude: Option<Vec<String>>,
 }
 
 impl Store {
@@ -157,6 +165,19 @@ impl Store {
             change.sandbox_max_s,
             change.context_versions,
             change.context_days,
+        )
+        .execute(&mut tx)
+        .await?;
+        sqlx::query!(
+            "UPDATE turnmill.pools SET
+               workspace = coalesce($2, workspace), workspace_max_bytes = coalesce($3, workspace_max_bytes),
+               artifact_max_bytes = coalesce($4, artifact_max_bytes), files_exclude = coalesce($5, files_exclude)
+             WHERE name = $1",
+            name,
+            change.workspace,
+            change.workspace_max_bytes,
+            change.artifact_max_bytes,
+            change.files_exclude.as_deref(),
         )
         .execute(&mut tx)
         .await?;

@@ -32,6 +32,8 @@ pub struct Enqueue {
     pub tenant_id: Option<String>,
     /// queue, reject or interrupt; `None`: as the session says.
     pub on_busy: Option<String>,
+    /// Files for the agent's working directory, as `enqueue_turn` takes them; `None`: none.
+    pub attachments: Option<serde_json::Value>,
 }
 
 /// What an enqueue did.
@@ -152,7 +154,7 @@ impl Store {
                FROM turnmill.enqueue_turn(prompt => $1, project_id => $2, turn_id => $4,
                  session_id => CASE WHEN $12::text IS NULL THEN $3 ELSE turnmill.fork_session($12, $3) END,
                  idempotency_key => $5, options => coalesce($6, '{}'::jsonb), pool => $7, priority => $8, user_id => $9,
-                 tenant_id => $10, on_busy => $11)"#,
+                 tenant_id => $10, on_busy => $11, attachments => coalesce($13, '[]'::jsonb))"#,
             turn.prompt,
             turn.project_id,
             turn.session_id,
@@ -165,6 +167,7 @@ impl Store {
             turn.tenant_id,
             turn.on_busy,
             turn.fork,
+            turn.attachments,
         )
         .fetch_one(&self.pool)
         .await

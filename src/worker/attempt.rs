@@ -10,10 +10,12 @@ use tokio::time::{Instant, sleep};
 use tracing::{Instrument as _, debug, error, info, info_span, warn};
 
 use super::context::{self, Memory};
+use super::files::{self, Luggage};
 use super::follow::Copier;
 use super::running::Cancel;
 use super::{Assignment, Worker, follow, startup, upkeep};
 use crate::block::Block;
+use crate::files::message;
 use crate::sandbox::{Launch, Restore, SandboxError};
 use crate::store::{Claimed, Fenced, Hold, Kept, NextAttempt, Releasing, Retry, Settle, is_outage};
 use crate::turn::{Ending, Fate, ForPool, Happened, Setbacks, StartupFailure, TurnError};
@@ -59,7 +61,7 @@ async fn attempt(worker: &Worker, assignment: &mut Assignment) -> Result<(), Let
         let since = Instant::now();
         let job = &assignment.job;
         let mut copier = Copier::new(worker, job);
-        let happened = run_agent(worker, job, pause, &mut copier, &mut assignment.cancel, &mut held).await?;
+        let happened = Box::pin(run_agent(worker, job, pause, &mut copier, &mut assignment.cancel, &mut held)).await?;
         let asked = assignment.cancel.borrow().clone();
         let happened = match (happened, asked) {
             // It would start over only to be cancelled, and hide what was said.
@@ -170,9 +172,11 @@ async fn run_agent(
         held.idle = true;
         return cancelled(reason);
     }
-    let memory = context::recall(worker, job, past).await?;
+    let (memory, forgotten) = context::recall(worker, job, past).await?;
+    let luggage = files::gather(worker, job, &sandbox).await?;
+    context::tell(worker, job, &[("conversation", forgotten.as_deref()), ("files", luggage.lost.as_deref())]).await?;
     held.idle = false;
-    let probe = match startup::start(worker, job, &sandbox, &launch(worker, job, &memory)).await? {
+    let probe = match startup::start(worker, job, &sandbox, &launch(worker, job, &memory, &luggage)).await? {
         Ok(probe) => probe,
         Err(happened) => return Ok(happened),
     };
@@ -180,6 +184,7 @@ async fn run_agent(
     let happened = follow::to_the_end(worker, &sandbox, copier, cancel, probe).await?;
     if let Some(exit) = copier.exit() {
         context::keep(worker, &sandbox, job, exit).await?;
+        files::keep(worker, &sandbox, job, &luggage.rules, exit).await?;
     }
     Ok(happened)
 }
@@ -292,7 +297,7 @@ async fn last_blocks(worker: &Worker, copier: &Copier<'_>, ending: Ending, error
 }
 
 /// The agent's command line, environment and input. The prompt is in the input only.
-fn launch(worker: &Worker, job: &Claimed, memory: &Memory) -> Launch {
+fn launch(worker: &Worker, job: &Claimed, memory: &Memory, luggage: &Luggage) -> Launch {
     let mut command: Vec<String> = job.agent.iter().flat_map(|word| session_words(job, memory, word)).collect();
     for (key, value) in job.options.as_object().into_iter().flatten() {
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
@@ -313,7 +318,7 @@ fn launch(worker: &Worker, job: &Claimed, memory: &Memory) -> Launch {
     let input = json!({
         "type": "user",
         "uuid": job.message_uuid,
-        "message": { "role": "user", "content": [{ "type": "text", "text": job.prompt }] },
+        "message": { "role": "user", "content": message(&job.prompt, &luggage.attachments) },
         "parent_tool_use_id": null,
         // Literal text: a slash command or @path in it is not interpreted.
         "client_composed": true,
@@ -332,6 +337,9 @@ fn launch(worker: &Worker, job: &Claimed, memory: &Memory) -> Launch {
         transcript: transcript_of(&job.agent_session_id),
         transcript_max_bytes: u64::try_from(job.transcript_max_bytes).unwrap_or(0),
         forget: job.forgets && !job.resumes,
+        files: luggage.rules.clone(),
+        workspace: luggage.workspace.clone(),
+        attached: luggage.attached.clone(),
         restore: match memory {
             Memory::Saved(saved) => transcript_of(&saved.of).map(|file| Restore { conversation: saved.conversation.clone(), file }),
             _ => None,

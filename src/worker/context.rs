@@ -41,18 +41,18 @@ pub(super) fn is_as_left(job: &Claimed, past: &Past) -> bool {
     job.holds.is_none() || job.holds == past.from
 }
 
-/// Finds what was said before, and says what can't be found.
-pub(super) async fn recall(worker: &Worker, job: &Claimed, past: Past) -> Result<Memory, LetGo> {
+/// Finds what was said before, and why not all of it.
+pub(super) async fn recall(worker: &Worker, job: &Claimed, past: Past) -> Result<(Memory, Option<String>), LetGo> {
     if job.resumes {
-        return Ok(Memory::InSandbox);
+        return Ok((Memory::InSandbox, None));
     }
     if job.transcript.is_none() {
-        return Ok(Memory::None);
+        return Ok((Memory::None, None));
     }
     if job.holds.is_some() && job.holds == past.from && past.bytes != Some(0) && !job.forgets {
-        return Ok(Memory::InSandbox);
+        return Ok((Memory::InSandbox, None));
     }
-    let (memory, lost) = if job.forgets {
+    Ok(if job.forgets {
         (Memory::None, Some("the agent could not read the conversation that was saved".to_owned()))
     } else {
         let saved = match &past.saved {
@@ -60,13 +60,19 @@ pub(super) async fn recall(worker: &Worker, job: &Claimed, past: Past) -> Result
             None => None,
         };
         remembered(&past, saved, job.transcript_max_bytes)
-    };
-    if let Some(why) = lost {
-        warn!(turn.id = %job.turn_id, "Turn {} begins with a gap: {why}", job.turn_id);
-        let block = Block::context_lost(&["conversation"], &why);
-        persist_free(|| worker.store.tell_context_lost(job, &block)).await?;
+    })
+}
+
+/// Says before the answer what of the turns before can't be restored: each with why, all in one block.
+pub(super) async fn tell(worker: &Worker, job: &Claimed, lost: &[(&str, Option<&str>)]) -> Result<(), LetGo> {
+    let (what, why): (Vec<&str>, Vec<&str>) = lost.iter().filter_map(|(what, why)| Some((*what, (*why)?))).unzip();
+    if what.is_empty() {
+        return Ok(());
     }
-    Ok(memory)
+    let why = why.join("; ");
+    warn!(turn.id = %job.turn_id, "Turn {} begins with a gap: {why}", job.turn_id);
+    let block = Block::context_lost(&what, &why);
+    persist_free(|| worker.store.tell_context_lost(job, &block)).await
 }
 
 /// From what is there of the past: what the agent can be given, and what is missing of it.

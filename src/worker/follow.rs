@@ -32,6 +32,9 @@ const WAITING_MAX: u64 = 4 << 20;
 /// Bytes of one ranged read.
 const CHUNK: u64 = 4 << 20;
 
+/// What listing and unpacking in e2b/files may take before the agent starts.
+const FILES: Duration = Duration::from_secs(300);
+
 /// Pause before the journal is followed again, where it gave nothing.
 const REFOLLOW: Duration = Duration::from_millis(200);
 
@@ -47,7 +50,7 @@ pub(super) async fn to_the_end(
     let job = copier.job;
     let pulse = copier.pulse.clone();
     // Until its first word the project's files come in.
-    pulse.beat(Leeway::More(Duration::from_secs(u64::try_from(job.hooks.prepare_timeout_s).unwrap_or(0))));
+    pulse.beat(Leeway::More(FILES + Duration::from_secs(u64::try_from(job.hooks.prepare_timeout_s).unwrap_or(0))));
     let stopped: OnceLock<Happened> = OnceLock::new();
     let ended = tokio::select! {
         ended = copier.copy(sandbox, probe) => Some(ended?),

@@ -19,6 +19,7 @@
 mod attempt;
 mod claims;
 mod context;
+mod files;
 mod follow;
 mod lease;
 mod lines;

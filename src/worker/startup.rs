@@ -56,8 +56,12 @@ pub(super) async fn start(worker: &Worker, job: &Claimed, sandbox: &Sandbox, lau
 
 /// Whether nobody has started the agent of this attempt yet.
 pub(super) async fn never_started(worker: &Worker, sandbox: &Sandbox) -> Result<bool, LetGo> {
-    let probed = insist(sandbox, worker.config.worker.call_deadline, || sandbox.probe()).await?;
-    Ok(probed.is_ok_and(|probe| probe.state == AgentState::None))
+    Ok(look(worker, sandbox).await?.is_some_and(|probe| probe.state == AgentState::None))
+}
+
+/// What the supervisor says of this attempt; `None`: it does not answer.
+pub(super) async fn look(worker: &Worker, sandbox: &Sandbox) -> Result<Option<Probe>, LetGo> {
+    Ok(insist(sandbox, worker.config.worker.call_deadline, || sandbox.probe()).await?.ok())
 }
 
 async fn create(worker: &Worker, job: &Claimed, held: &mut Held) -> Result<Result<e2b::Sandbox, Happened>, LetGo> {
@@ -148,7 +152,7 @@ fn lost(job: &Claimed, why: &str) -> Happened {
 }
 
 /// Repeats an act until the sandbox answers, for as long as it may be worth it.
-async fn insist<T, F>(sandbox: &Sandbox, patience: Duration, act: impl Fn() -> F) -> Result<Result<T, SandboxError>, LetGo>
+pub(super) async fn insist<T, F>(sandbox: &Sandbox, patience: Duration, act: impl Fn() -> F) -> Result<Result<T, SandboxError>, LetGo>
 where
     F: Future<Output = Result<T, SandboxError>>,
 {

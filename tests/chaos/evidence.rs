@@ -60,7 +60,8 @@ pub struct Turn {
     pub message_uuid: String,
     /// A conversation was saved after an earlier turn of its session.
     pub remembers: bool,
-    /// An earlier turn's agent was started after the newest of those, and may have said something.
+    /// An earlier turn's agent was started after the newest of those and may have said something, or after the newest whose
+    /// files are known.
     pub gap: bool,
     /// The agent that was started last before it left no conversation behind.
     pub nothing: bool,
@@ -104,7 +105,11 @@ const TURNS: &str =
   EXISTS (SELECT FROM turnmill.transcripts s WHERE s.session_id = t.session_id AND s.ordinal < t.ordinal AND s.bytes > 0) AS remembers,
   EXISTS (SELECT FROM turnmill.turns p LEFT JOIN turnmill.transcripts s ON s.turn_id = p.id
     WHERE p.session_id = t.session_id AND p.ordinal < t.ordinal AND p.attempt > 0 AND s.turn_id IS NULL AND NOT EXISTS (
-      SELECT FROM turnmill.transcripts n WHERE n.session_id = t.session_id AND n.ordinal > p.ordinal AND n.ordinal < t.ordinal AND n.bytes > 0)) AS gap,
+      SELECT FROM turnmill.transcripts n WHERE n.session_id = t.session_id AND n.ordinal > p.ordinal AND n.ordinal < t.ordinal AND n.bytes > 0))
+    OR EXISTS (SELECT FROM turnmill.turns p LEFT JOIN turnmill.workspaces w ON w.turn_id = p.id
+      WHERE p.session_id = t.session_id AND p.ordinal < t.ordinal AND p.attempt > 0 AND coalesce(w.missing IS NOT NULL, true)
+        AND p.ordinal >= coalesce((SELECT max(x.ordinal) FROM turnmill.workspaces x
+          WHERE x.session_id = t.session_id AND x.ordinal < t.ordinal AND x.kind IN ('saved', 'empty', 'carried')), 0)) AS gap,
   coalesce((SELECT s.bytes = 0 FROM turnmill.turns p LEFT JOIN turnmill.transcripts s ON s.turn_id = p.id
     WHERE p.session_id = t.session_id AND p.ordinal < t.ordinal AND p.attempt > 0 ORDER BY p.ordinal DESC LIMIT 1), false) AS nothing,
   (extract(epoch FROM started_at) * 1000)::bigint AS started_ms,

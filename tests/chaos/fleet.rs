@@ -124,7 +124,7 @@ impl Fleet {
         let agent_env = json!({ "TURNMILL_MOCK_LEDGER": self.home.join("agents.jsonl") });
         sqlx::query(
             "UPDATE turnmill.pools SET cap = $1, agent = $2, agent_env = $3, prepare = '', watch = '', finish = '',
-               warm_s = 3, paused_s = 6, sandbox_max_s = 86400 WHERE name = 'default'",
+               warm_s = 3, paused_s = 6, sandbox_max_s = 86400, context_versions = 100 WHERE name = 'default'",
         )
         .bind(CAP)
         .bind(agent.map(str::to_owned).to_vec())

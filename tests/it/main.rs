@@ -4,6 +4,7 @@
 mod harness;
 
 mod agents;
+mod attachments;
 mod captures;
 mod commands;
 mod complaints;
@@ -13,6 +14,7 @@ mod enqueue;
 mod fairness;
 mod faults;
 mod fence;
+mod files;
 mod hooks;
 mod house;
 mod interleavings;
@@ -33,4 +35,5 @@ mod signals;
 mod simulated;
 mod supervisor;
 mod wire;
+mod workspace;
 mod zombies;

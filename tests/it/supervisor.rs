@@ -9,17 +9,17 @@ use serde_json::{Value, json};
 use turnmill::local::postgres::passable_tempdir;
 
 /// A sandbox without a server: a directory and the supervisor in it.
-struct Box {
-    root: tempfile::TempDir,
-    uid: Option<u32>,
+pub struct Box {
+    pub root: tempfile::TempDir,
+    pub uid: Option<u32>,
 }
 
 impl Box {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let root = passable_tempdir("turnmill-test-").unwrap();
         std::fs::create_dir_all(root.path().join("home/user")).unwrap();
         std::fs::create_dir_all(root.path().join("var/lib/turnmill")).unwrap();
-        std::fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/e2b/run-turn"), root.path().join("run-turn")).unwrap();
+        std::fs::write(root.path().join("run-turn"), turnmill::sandbox::SUPERVISOR).unwrap();
         std::fs::write(root.path().join("input.jsonl"), "{\"the\":\"input\"}\n").unwrap();
         // As the local server does where it can.
         let uid = rustix::process::geteuid().is_root().then(|| 1_500_000_000 + rand::random_range(0..100_000_000));
@@ -30,14 +30,14 @@ impl Box {
     }
 
     fn command(&self, epoch: u64, verb: &str, args: &[&str]) -> Command {
-        self.command_of("t", epoch, verb, args)
+        self.command_of("t", 1, epoch, verb, args)
     }
 
-    /// The same, for another turn than `t`.
-    fn command_of(&self, turn: &str, epoch: u64, verb: &str, args: &[&str]) -> Command {
+    /// The same, for another turn or attempt.
+    pub fn command_of(&self, turn: &str, attempt: u32, epoch: u64, verb: &str, args: &[&str]) -> Command {
         let mut command = Command::new("bash");
         let script = self.root.path().join("run-turn");
-        command.arg(script).args(["--epoch", &epoch.to_string(), verb, "--turn", turn, "--attempt", "1"]).args(args);
+        command.arg(script).args(["--epoch", &epoch.to_string(), verb, "--turn", turn, "--attempt", &attempt.to_string()]).args(args);
         command.env("TURNMILL_ROOT", self.root.path()).env("HOME", self.root.path());
         if let Some(uid) = self.uid {
             command.env("TURNMILL_AGENT_UID", uid.to_string());
@@ -62,7 +62,7 @@ impl Box {
         self.command(epoch, "follow", &["--offset", &offset.to_string()]).stdout(Stdio::piped()).spawn().unwrap()
     }
 
-    fn state(&self) -> PathBuf {
+    pub fn state(&self) -> PathBuf {
         self.root.path().join("var/lib/turnmill")
     }
 
@@ -148,9 +148,10 @@ fn the_exit_file_tells_status_size_and_the_end_of_stderr() {
     let fault = r#"cat; echo 'say "no" \ to	this: ü' >&2; exit 3"#;
     sandbox.start(1, fault);
     let said = sandbox.wait_for("exited");
+    let files = json!({ "changed": 0, "list_bytes": 0, "unlisted": "off", "archive": null, "archive_bytes": 0, "unsaved": "off", "carried": false });
     assert_eq!(
         said["exit"],
-        json!({ "status": 3, "journal_bytes": 16, "reason": null, "finish": null, "transcript_bytes": 0 }),
+        json!({ "status": 3, "journal_bytes": 16, "reason": null, "finish": null, "transcript_bytes": 0, "ran": true, "files": files }),
         "the input was echoed"
     );
     assert_eq!(said["stderr_tail"], "say \"no\" \\ to\tthis: ü");
@@ -254,15 +255,16 @@ fn the_first_start_of_a_turn_ends_and_removes_what_the_turn_before_has_left() {
     let sandbox = Box::new();
     sandbox.start(1, "echo hi; sleep 60");
     let (supervisor, agent) = (sandbox.pid("supervisor"), sandbox.pid("agent"));
-    for brought in ["in/1", "in/2"] {
+    for brought in ["in/1", "in/2", "in/10"] {
         std::fs::create_dir_all(sandbox.state().join(brought)).unwrap();
     }
-    let started = sandbox.command_of("u", 2, "start", &START).output().unwrap();
+    let started = sandbox.command_of("u", 1, 2, "start", &START).output().unwrap();
     assert!(String::from_utf8_lossy(&started.stdout).contains(r#""state":"alive""#), "{started:?}");
     assert!(!runs(supervisor) && !runs(agent), "nothing of it writes beside the new one");
     let left = |place: &str| sandbox.state().join(place).exists();
     assert_eq!((left("turn-t"), left("in/1"), left("in/2"), left("turn-u/attempt-1/journal.jsonl")), (false, false, true, true));
-    let killed = sandbox.command_of("u", 2, "signal", &["KILL"]).output().unwrap();
+    assert!(left("in/10"), "a newer worker was just bringing its own");
+    let killed = sandbox.command_of("u", 1, 2, "signal", &["KILL"]).output().unwrap();
     assert!(killed.status.success());
 }
 

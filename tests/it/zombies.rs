@@ -245,7 +245,7 @@ impl Sandbox {
         if rustix::process::geteuid().is_root() {
             std::os::unix::fs::chown(&home, Some(AGENT), Some(AGENT)).unwrap();
         }
-        std::fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/e2b/run-turn"), root.path().join("run-turn")).unwrap();
+        std::fs::write(root.path().join("run-turn"), turnmill::sandbox::SUPERVISOR).unwrap();
         std::fs::write(root.path().join("input"), "{}\n").unwrap();
         Self(root)
     }

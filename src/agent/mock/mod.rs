@@ -137,7 +137,8 @@ async fn perform(script: &Script, message: &Message, mut memory: Memory) -> Exit
             tokio::time::sleep(script.pause_before(step)).await;
             memory.note(done + 1, speech.events());
             let recalled = Step::Text(memory.earlier());
-            match speech.step(if *step == Step::Recall { &recalled } else { step }) {
+            let acted = step.act();
+            match speech.step(if *step == Step::Recall { &recalled } else { acted.as_ref().unwrap_or(step) }) {
                 speech::Act::Say(lines) => say(&lines),
                 speech::Act::Sleep(time) => tokio::time::sleep(time).await,
                 speech::Act::Hang => std::future::pending::<()>().await,

@@ -1,5 +1,6 @@
 //! What the stand-in agent does, step by step.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -33,6 +34,12 @@ pub enum Step {
     Tool(Tool),
     /// A text block with the messages of the conversation before this one, a line each.
     Recall,
+    /// Makes a file of its working directory, or changes it.
+    Write(Written),
+    /// Deletes one.
+    Delete(String),
+    /// A text block with what is in one.
+    Read(String),
     /// A pause.
     SleepMs(u64),
     /// Retries, then the CLI's own words and a failed result; ends with exit code 1.
@@ -67,6 +74,35 @@ pub struct Tool {
     /// The result is an error.
     #[serde(default)]
     pub failed: bool,
+}
+
+/// What to write where.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Written {
+    /// From the working directory; what is missing on the way is made.
+    pub path: PathBuf,
+    /// All that it holds then.
+    pub text: String,
+}
+
+impl Step {
+    /// Does what a step does to files; what there is to say then. Only who runs as a process has any.
+    pub(super) fn act(&self) -> Option<Self> {
+        let done = match self {
+            Self::Write(Written { path, text }) => {
+                path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| std::fs::write(path, text)).map(|()| String::new())
+            }
+            Self::Delete(path) => std::fs::remove_file(path).map(|()| String::new()),
+            Self::Read(path) => std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
+            _ => return None,
+        };
+        match (self, done) {
+            (Self::Read(_), Ok(text)) => Some(Self::Text(text)),
+            (_, Ok(_)) => None,
+            (_, Err(error)) => Some(Self::Text(error.to_string())),
+        }
+    }
 }
 
 /// A failure of the model's API.

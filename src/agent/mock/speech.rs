@@ -56,7 +56,7 @@ impl Speech {
             Step::Thinking(text) => vec![self.assistant(&json!({ "type": "thinking", "thinking": text }))],
             Step::Text(text) => vec![self.assistant(&json!({ "type": "text", "text": text }))],
             // Only who runs as a process has a conversation.
-            Step::Recall => vec![self.assistant(&json!({ "type": "text", "text": "" }))],
+            Step::Recall | Step::Read(_) => vec![self.assistant(&json!({ "type": "text", "text": "" }))],
             Step::Huge(bytes) => vec![self.assistant(&json!({ "type": "text", "text": "m".repeat(*bytes) }))],
             Step::Tool(tool) => {
                 let id = format!("toolu_mock{:04}", self.count);
@@ -70,6 +70,7 @@ impl Speech {
                 said
             }
             Step::ApiError(error) => return self.api_error(&error.error, error.status, &error.message),
+            Step::Write(_) | Step::Delete(_) => Vec::new(),
             Step::Raw(line) => vec![format!("{line}\n").into_bytes()],
             Step::Torn(line) => vec![line.clone().into_bytes()],
             Step::InvalidUtf8 => {

@@ -94,7 +94,9 @@ impl Attempt {
     fn report(&self) -> Value {
         let (size, exit) = self.now();
         let state = if exit.is_some() { "exited" } else { "alive" };
-        let exit = exit.map(|status| json!({ "status": status, "journal_bytes": size, "reason": null, "finish": null }));
+        let files = json!({ "changed": 0, "list_bytes": 0, "archive_bytes": 0, "carried": false });
+        let exit = exit
+            .map(|status| json!({ "status": status, "journal_bytes": size, "reason": null, "finish": null, "ran": true, "files": files }));
         json!({ "state": state, "journal": size, "exit": exit, "stderr_tail": "" })
     }
 }
