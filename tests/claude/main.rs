@@ -4,6 +4,7 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod api;
+mod files;
 #[path = "../it/harness.rs"]
 mod harness;
 mod kept;
