@@ -46,22 +46,25 @@ CREATE TABLE turnmill.workspaces (
   bytes      bigint NOT NULL DEFAULT 0 CHECK (bytes >= 0),
   files      integer NOT NULL DEFAULT 0 CHECK (files >= 0),
   deleted    bytea,
+  key_id     text,
   missing    text,
   unlisted   text,
   saved_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
   CONSTRAINT only_saved_has_data CHECK (kind = 'saved' OR (data IS NULL AND deleted IS NULL)),
   CONSTRAINT lost_says_why CHECK (kind <> 'lost' OR missing IS NOT NULL)
 );
+CREATE INDEX workspaces_oldest ON turnmill.workspaces (saved_at);
 CREATE INDEX workspaces_of_session ON turnmill.workspaces (session_id, ordinal DESC);
 COMMENT ON TABLE turnmill.workspaces IS 'A session''s files as they were when a turn''s agent had ended: all that differs from what the hook prepare brings. The next turn goes on from it in a new sandbox.';
 COMMENT ON COLUMN turnmill.workspaces.turn_id IS 'The turn after which it was saved.';
 COMMENT ON COLUMN turnmill.workspaces.session_id IS 'That turn''s session.';
 COMMENT ON COLUMN turnmill.workspaces.ordinal IS 'That turn''s place in it.';
 COMMENT ON COLUMN turnmill.workspaces.kind IS 'saved; empty = nothing differs; carried = the hook finish has the files; unchanged = the agent never ran, so all is as after the turn before; lost = missing says why.';
-COMMENT ON COLUMN turnmill.workspaces.data IS 'tar.gz of what was made or changed; null: nothing was.';
+COMMENT ON COLUMN turnmill.workspaces.data IS 'tar.gz of what was made or changed, sealed where key_id says so; null: nothing was.';
 COMMENT ON COLUMN turnmill.workspaces.bytes IS 'Size of data.';
 COMMENT ON COLUMN turnmill.workspaces.files IS 'Entries in it.';
 COMMENT ON COLUMN turnmill.workspaces.deleted IS 'Paths that prepare brings and the agent has deleted, each ended by NUL.';
+COMMENT ON COLUMN turnmill.workspaces.key_id IS 'The workers'' master key under which data is sealed; null = it is not.';
 COMMENT ON COLUMN turnmill.workspaces.missing IS 'Why all of the files, or some of a saved state, can''t be restored; null: nothing is missing.';
 COMMENT ON COLUMN turnmill.workspaces.unlisted IS 'Why the turn''s artifacts are not, or not all, listed; null: they are.';
 COMMENT ON COLUMN turnmill.workspaces.saved_at IS 'When.';

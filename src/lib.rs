@@ -11,5 +11,6 @@ pub mod local;
 pub mod sandbox;
 pub mod store;
 pub mod tls;
+pub mod transcript;
 pub mod turn;
 pub mod worker;

@@ -17,6 +17,7 @@ mod note;
 mod paint;
 mod signals;
 mod smoke;
+mod transcript;
 mod turns;
 mod watch;
 mod worker;
@@ -81,6 +82,8 @@ pub enum Command {
     Cancel(turns::Cancel),
     /// Enqueue an ended turn's message again
     Retry(turns::RetryArgs),
+    /// Print the conversation as the agent remembers it after a turn
+    Transcript(transcript::Transcript),
     /// Make a session that goes on from where another one is, or was
     Fork(turns::Fork),
     /// Take turns from the queue and run them, until SIGTERM
@@ -136,6 +139,7 @@ impl Cli {
             Command::Artifacts(artifacts) => artifacts.run(&config).await,
             Command::Cancel(cancel) => cancel.run(&config).await,
             Command::Retry(retry) => retry.run(&config).await,
+            Command::Transcript(transcript) => transcript.run(&config).await,
             Command::Fork(fork) => fork.run(&config).await,
             Command::Worker(worker) => worker.run(config).await,
             Command::Local(local) => local.run().await,

@@ -27,6 +27,8 @@ pub struct Before {
 pub struct Workspace {
     /// tar.gz; `None`: nothing was made or changed.
     pub data: Option<Vec<u8>>,
+    /// The key under which that is sealed; `None`: it is not.
+    pub key_id: Option<String>,
     /// Paths that `prepare` brings and the agent has deleted, each ended by NUL.
     pub deleted: Option<Vec<u8>>,
 }
@@ -133,7 +135,7 @@ impl Store {
 
     /// The files as they were after a turn.
     pub async fn workspace(&self, turn_id: &str) -> sqlx::Result<Workspace> {
-        let found = sqlx::query_as!(Workspace, "SELECT data, deleted FROM turnmill.workspaces WHERE turn_id = $1", turn_id);
+        let found = sqlx::query_as!(Workspace, "SELECT data, key_id, deleted FROM turnmill.workspaces WHERE turn_id = $1", turn_id);
         Ok(found.fetch_optional(&self.pool).await?.unwrap_or_default())
     }
 
@@ -171,9 +173,9 @@ impl Store {
         .await?;
         let data = kept.workspace.data.as_deref();
         sqlx::query!(
-            "INSERT INTO turnmill.workspaces (turn_id, session_id, ordinal, kind, data, bytes, files, deleted, missing, unlisted)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
-             ON CONFLICT (turn_id) DO UPDATE SET kind = excluded.kind, data = excluded.data, bytes = excluded.bytes,
+            "INSERT INTO turnmill.workspaces (turn_id, session_id, ordinal, kind, data, bytes, files, deleted, missing, unlisted, key_id)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+             ON CONFLICT (turn_id) DO UPDATE SET kind = excluded.kind, data = excluded.data, key_id = excluded.key_id, bytes = excluded.bytes,
                files = excluded.files, deleted = excluded.deleted, missing = excluded.missing, unlisted = excluded.unlisted,
                saved_at = clock_timestamp()",
             job.turn_id,
@@ -186,6 +188,19 @@ impl Store {
             kept.workspace.deleted,
             kept.missing,
             kept.unlisted,
+            kept.workspace.key_id,
+        )
+        .execute(&mut tx)
+        .await?;
+        // As with the conversation, what the pool keeps no longer of the session goes; what a fork begins from stays.
+        sqlx::query!(
+            "DELETE FROM turnmill.workspaces w
+             WHERE w.session_id = $1
+               AND w.ordinal < (SELECT n.ordinal FROM turnmill.workspaces n WHERE n.session_id = $1 AND n.kind <> 'unchanged'
+                                ORDER BY n.ordinal DESC LIMIT 1 OFFSET (SELECT p.context_versions - 1 FROM turnmill.pools p WHERE p.name = $2))
+               AND NOT EXISTS (SELECT FROM turnmill.sessions f WHERE f.forked_from = w.turn_id AND f.turns < 2)",
+            job.session_id,
+            job.pool,
         )
         .execute(&mut tx)
         .await?;

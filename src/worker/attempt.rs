@@ -259,10 +259,13 @@ async fn end(
     Ok(kept)
 }
 
-/// Whether the sandbox can serve the session's next turn, if the pool wants that; it then lives for long enough.
+/// Whether the sandbox can serve the session's next turn, if the pool wants that; it then lives for long enough. In one whose
+/// agent never ran the project's files may be missing.
 async fn keeps(worker: &Worker, job: &Claimed, copier: &Copier<'_>, happened: &Happened, held: &Held) -> bool {
     let over = matches!(happened, Happened::AgentEnded(_) | Happened::Cancelled { .. } | Happened::TimedOut | Happened::Idle(_));
-    let Some(id) = held.sandbox_id.as_deref().filter(|_| over && (held.idle || copier.exit().is_some())) else { return false };
+    let Some(id) = held.sandbox_id.as_deref().filter(|_| over && (held.idle || copier.exit().is_some_and(|exit| exit.ran))) else {
+        return false;
+    };
     if job.warm.is_zero() {
         return true;
     }

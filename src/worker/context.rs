@@ -1,12 +1,7 @@
 //! What the agent remembers: the conversation of the turns before goes into a new sandbox, and what it has become is
 //! kept when its process has ended. What can't be restored is said before the answer, never dropped in silence.
 
-use std::io::{Read as _, Write as _};
-
 use bytes::Bytes;
-use flate2::Compression;
-use flate2::read::GzDecoder;
-use flate2::write::GzEncoder;
 use tracing::warn;
 
 use super::Worker;
@@ -15,6 +10,7 @@ use crate::block::Block;
 use crate::keys::{Sealed, Vault};
 use crate::sandbox::{AgentExit, Sandbox};
 use crate::store::{Claimed, Past, SavedBy};
+use crate::transcript;
 
 /// What an attempt begins with.
 #[derive(Debug, PartialEq, Eq)]
@@ -90,16 +86,8 @@ fn remembered(past: &Past, saved: Option<Result<Saved, String>>, max: i64) -> (M
 }
 
 fn opened(vault: &Vault, by: &SavedBy, sealed: Sealed) -> Result<Saved, String> {
-    let gzip = vault.open(&seal_of(&by.turn_id), sealed).map_err(|why| format!("the saved conversation can't be opened: {why}"))?;
-    let mut conversation = Vec::new();
-    GzDecoder::new(gzip.as_slice())
-        .read_to_end(&mut conversation)
-        .map_err(|error| format!("the saved conversation is damaged ({error})"))?;
+    let conversation = transcript::unpack(vault, &by.turn_id, sealed)?;
     Ok(Saved { conversation: conversation.into(), of: by.agent_session_id.clone() })
-}
-
-fn seal_of(turn_id: &str) -> String {
-    format!("transcript/{turn_id}")
 }
 
 /// Keeps the conversation as it is now that the agent has ended. What fails here costs the next turn its memory, and
@@ -114,7 +102,7 @@ pub(super) async fn keep(worker: &Worker, sandbox: &Sandbox, job: &Claimed, exit
     }
     match sandbox.transcript(exit.transcript_bytes).await {
         Ok(conversation) => {
-            let sealed = worker.vault.seal(&seal_of(&job.turn_id), compressed(&conversation));
+            let sealed = transcript::pack(&worker.vault, &job.turn_id, &conversation);
             persist_free(|| worker.store.save_transcript(job, bytes, Some(&sealed))).await
         }
         Err(error) => {
@@ -122,13 +110,6 @@ pub(super) async fn keep(worker: &Worker, sandbox: &Sandbox, job: &Claimed, exit
             Ok(())
         }
     }
-}
-
-fn compressed(bytes: &[u8]) -> Vec<u8> {
-    let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
-    // Into memory: neither can fail.
-    let _ = gzip.write_all(bytes);
-    gzip.finish().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -141,7 +122,8 @@ mod tests {
         let past = |missing, saved: Option<SavedBy>| Past { from: Some("t".to_owned()), bytes: None, saved, missing };
         let vault = Vault::default();
         let read = |data: Vec<u8>| opened(&vault, &by("t"), Sealed { key_id: None, data });
-        let (good, whole) = (compressed(b"{}\n"), Saved { conversation: Bytes::from_static(b"{}\n"), of: "a".to_owned() });
+        let (good, whole) =
+            (transcript::pack(&vault, "t", b"{}\n").data, Saved { conversation: Bytes::from_static(b"{}\n"), of: "a".to_owned() });
         let said = |past: &Past, data: Option<Vec<u8>>| remembered(past, data.map(read), 100);
         assert_eq!(said(&past(0, None), None), (Memory::None, None), "nothing was said");
         assert_eq!(said(&past(0, Some(by("t"))), Some(good.clone())), (Memory::Saved(whole), None));
@@ -151,13 +133,5 @@ mod tests {
         assert!(memory == Memory::None && why.unwrap().contains("damaged"));
         assert!(said(&past(1, None), None).1.unwrap().contains("after the turn before this one"));
         assert!(said(&Past { bytes: Some(101), ..past(1, None) }, None).1.unwrap().contains("larger than the pool's limit of 100"));
-    }
-
-    #[test]
-    fn another_turn_s_conversation_does_not_pass_for_this_one_s() {
-        let vault = Vault::new(&Vault::new_key("k")).unwrap();
-        let by = SavedBy { turn_id: "t1".to_owned(), agent_session_id: "a".to_owned() };
-        let sealed = vault.seal(&seal_of("t2"), compressed(b"{}\n"));
-        assert!(opened(&vault, &by, sealed).unwrap_err().contains("its seal is broken"), "another turn's conversation");
     }
 }

@@ -9,6 +9,7 @@ use super::Worker;
 use super::attempt::{LetGo, persist, persist_free};
 use super::startup::{insist, look};
 use crate::files::{self, Attachment, Damaged, FileRules, Listed, Parcel};
+use crate::keys::{Sealed, Vault};
 use crate::sandbox::{AgentExit, AgentState, FilesExit, Sandbox, SandboxError};
 use crate::store::{Artifact, Before, Claimed, TurnFiles, Workspace};
 
@@ -41,12 +42,17 @@ pub(super) struct Luggage {
 pub(super) async fn gather(worker: &Worker, job: &Claimed, sandbox: &Sandbox) -> Result<Luggage, LetGo> {
     let (rules, attachments) = persist_free(|| worker.store.files_of(job)).await?;
     let mut luggage = Luggage { rules, attachments, ..Luggage::default() };
-    // Who can't be asked gets it all: the supervisor takes each only once.
-    let probe = if job.sandbox_id.is_some() { look(worker, sandbox).await? } else { None };
-    if probe.as_ref().is_some_and(|probe| probe.state != AgentState::None) {
-        return Ok(luggage);
-    }
-    let fresh = probe.is_none_or(|probe| probe.fresh);
+    let fresh = if job.unseen {
+        // New, or kept since the turn before.
+        job.sandbox_id.is_none()
+    } else {
+        // Who can't be asked gets it all: the supervisor takes each only once.
+        let probe = look(worker, sandbox).await?;
+        if probe.as_ref().is_some_and(|probe| probe.state != AgentState::None) {
+            return Ok(luggage);
+        }
+        probe.is_none_or(|probe| probe.fresh)
+    };
     // An attempt before this one has brought them, and its agent may have changed them.
     if !luggage.attachments.is_empty() && (fresh || job.agent_failures == 0) {
         luggage.attached = Parcel::of_attachments(&luggage.attachments).ok();
@@ -57,9 +63,9 @@ pub(super) async fn gather(worker: &Worker, job: &Claimed, sandbox: &Sandbox) ->
         luggage.lost = lost;
         if let Some(from) = from {
             let saved = persist_free(|| worker.store.workspace(&from.turn_id)).await?;
-            match unpackable(saved, luggage.rules.archive_max_bytes).await {
+            match unpackable(&worker.vault, &from.turn_id, saved, luggage.rules.archive_max_bytes).await {
                 Ok(parcel) => luggage.workspace = Some(parcel),
-                Err(why) => luggage.lost = Some(format!("the saved files of turn {} are damaged ({why})", from.ordinal)),
+                Err(why) => luggage.lost = Some(format!("the saved files of turn {} can't be restored: {why}", from.ordinal)),
             }
         }
     }
@@ -102,14 +108,19 @@ fn not_kept(policy: &str) -> String {
     }
 }
 
-async fn unpackable(saved: Workspace, max_bytes: i64) -> Result<Parcel, String> {
+async fn unpackable(vault: &Vault, turn_id: &str, saved: Workspace, max_bytes: i64) -> Result<Parcel, String> {
     let gone = saved.deleted.unwrap_or_default();
     let Some(data) = saved.data else { return Ok(Parcel::of_state(None, &[], &gone)) };
+    let data = vault.open(&seal_of(turn_id), Sealed { key_id: saved.key_id, data }).map_err(|why| why.to_string())?;
     // The limit may have been lowered since.
     let max = unpacked_max(max_bytes.max(i64::try_from(data.len()).unwrap_or(i64::MAX)));
     let looked = blocking(move || files::inspect(&data, max, 0, |_, _| {}).map(|members| (data, members))).await?;
     let (data, members) = looked.map_err(|damaged: Damaged| damaged.to_string())?;
     Ok(Parcel::of_state(Some(data.into()), &members, &gone))
+}
+
+fn seal_of(turn_id: &str) -> String {
+    format!("workspace/{turn_id}")
 }
 
 fn unpacked_max(bytes: i64) -> u64 {
@@ -126,10 +137,14 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 pub(super) async fn keep(worker: &Worker, sandbox: &Sandbox, job: &Claimed, rules: &FileRules, exit: &AgentExit) -> Result<(), LetGo> {
     let Some(files) = &exit.files else { return Ok(()) };
     let Ok(_hand) = HANDS.acquire().await else { return Ok(()) };
-    let kept =
+    let mut kept =
         if exit.ran { collect(worker, sandbox, rules, files).await? } else { TurnFiles { kind: "unchanged", ..TurnFiles::default() } };
     if let Some(why) = kept.missing.as_ref().or(kept.unlisted.as_ref()) {
         warn!(turn.id = %job.turn_id, "Not all files of turn {} are kept: {why}", job.turn_id);
+    }
+    if let Some(archive) = kept.workspace.data.take() {
+        let Sealed { key_id, data } = worker.vault.seal(&seal_of(&job.turn_id), archive);
+        (kept.workspace.key_id, kept.workspace.data) = (key_id, Some(data));
     }
     match persist(|| worker.store.save_files(job, &kept)).await {
         Err(LetGo::Broken(fault)) => {
