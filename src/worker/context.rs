@@ -48,7 +48,10 @@ pub(super) async fn recall(worker: &Worker, job: &Claimed, past: Past) -> Result
     if job.holds.is_some() && job.holds == past.from && past.bytes != Some(0) && !job.forgets {
         return Ok((Memory::InSandbox, None));
     }
-    Ok(if job.forgets {
+    Ok(if job.forgets && past.saved.is_none() && past.missing == 0 {
+        // Nothing was said before: it was this turn's own beginning that is lost.
+        (Memory::None, None)
+    } else if job.forgets {
         (Memory::None, Some("the agent could not read the conversation that was saved".to_owned()))
     } else {
         let saved = match &past.saved {

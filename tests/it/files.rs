@@ -160,7 +160,7 @@ async fn files_that_cannot_be_restored_are_said_to_be_lost_with_the_reason(pool:
             limits("auto", 1 << 20),
             "UPDATE turnmill.workspaces SET data = substr(data, 1, 100) WHERE session_id = $1",
             vec!["files"],
-            "damaged",
+            "the saved files of turn 1 can't be restored",
         ),
         (limits("auto", 1 << 20), "DELETE FROM turnmill.workspaces WHERE session_id = $1", vec!["files"], "its sandbox was lost before"),
         (
