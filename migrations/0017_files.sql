@@ -12,6 +12,7 @@ ALTER TABLE turnmill.pools
     '.pytest_cache', '.mypy_cache', '.ruff_cache', '.bash_history', '.DS_Store']
     CHECK (array_position(files_exclude, NULL) IS NULL AND array_to_string(files_exclude, '/') !~ '\n');
 COMMENT ON COLUMN turnmill.pools.workspace IS 'How a turn''s files get into the next sandbox of its session: auto = by a snapshot, unless the hook finish has carried them (exit code 0; 10 = it carries none); snapshot = by a snapshot in any case; hooks = by the hooks only; none = not at all. What does not get there is said in a context_lost block.';
+COMMENT ON COLUMN turnmill.pools.finish IS 'Bash script that brings the files back when the agent has ended, however it ended; null = the shipped one for uspark, empty = none. Exit code 0 says that it has carried the files, 10 that it carries none.';
 COMMENT ON COLUMN turnmill.pools.workspace_max_bytes IS 'Largest snapshot, as tar.gz; a larger one is not saved, and the next turn in a new sandbox says so. Also the most that the contents of one turn''s artifacts take together.';
 COMMENT ON COLUMN turnmill.pools.artifact_max_bytes IS 'Files that a turn made or changed are kept for readers up to this size; 0 = only listed.';
 COMMENT ON COLUMN turnmill.pools.files_exclude IS 'What is neither listed nor kept: patterns of names anywhere in the workspace, or, with a slash, of paths from its root.';

@@ -69,7 +69,7 @@ struct PoolSet {
     /// Bash script that gets the agent's journal on its standard input: a file, "uspark" or "none"
     #[arg(long, value_name = "FILE", value_parser = hook)]
     watch: Option<Hook>,
-    /// Bash script that brings the files back: a file, "uspark" or "none"
+    /// Bash script that brings the files back, or says by exit code 10 that it does not: a file, "uspark" or "none"
     #[arg(long, value_name = "FILE", value_parser = hook)]
     finish: Option<Hook>,
     /// What becomes of a sandbox after its turn: "kill" (the default), "warm:TIME" = kept running for its session's next

@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
+use super::jobs::fenced;
 use super::{Claimed, Fenced, Store};
 use crate::files::{Attachment, Change, FileRules};
 
@@ -206,6 +207,23 @@ impl Store {
         .await?;
         tx.commit().await?;
         Ok(Ok(()))
+    }
+
+    /// A further attempt begins: what the one before has left behind is no longer what there is.
+    pub async fn forget_files(&self, job: &Claimed) -> sqlx::Result<Result<(), Fenced>> {
+        let done = sqlx::query_scalar!(
+            r#"WITH job AS MATERIALIZED (
+                 SELECT turn_id FROM turnmill.jobs WHERE turn_id = $1 AND epoch = $2 AND attempt = $3 FOR NO KEY UPDATE),
+               workspace AS (DELETE FROM turnmill.workspaces w USING job WHERE w.turn_id = job.turn_id),
+               artifact AS (DELETE FROM turnmill.artifacts a USING job WHERE a.turn_id = job.turn_id)
+               SELECT count(*) AS "mine!" FROM job"#,
+            job.turn_id,
+            job.epoch,
+            job.attempt,
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(fenced(u64::try_from(done).unwrap_or(0)))
     }
 
     /// What a turn has changed; `None`: no such turn.

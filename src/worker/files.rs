@@ -55,7 +55,15 @@ pub(super) async fn gather(worker: &Worker, job: &Claimed, sandbox: &Sandbox) ->
     };
     // An attempt before this one has brought them, and its agent may have changed them.
     if !luggage.attachments.is_empty() && (fresh || job.agent_failures == 0) {
-        luggage.attached = Parcel::of_attachments(&luggage.attachments).ok();
+        luggage.attached = Some(Parcel::of_attachments(&luggage.attachments).unwrap_or_else(|error| {
+            warn!(turn.id = %job.turn_id, %error, "The attachments of turn {} can't be packed", job.turn_id);
+            // Which the supervisor refuses: no agent starts without what came with its message.
+            Parcel { archive: Some(Bytes::new()), ..Parcel::default() }
+        }));
+    }
+    // What an attempt before has left is no more so: should this one's sandbox be lost, nobody knows the files.
+    if job.attempt > 1 {
+        persist(|| worker.store.forget_files(job)).await?;
     }
     if fresh {
         let before = persist_free(|| worker.store.files_before(&job.turn_id)).await?;

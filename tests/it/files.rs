@@ -214,6 +214,25 @@ async fn a_sandbox_that_vanishes_takes_only_its_own_turn_s_files(pool: PgPool) {
     all.stop().await;
 }
 
+/// What its first attempt had saved is not what its second one has left.
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn a_sandbox_that_vanishes_in_a_second_attempt_leaves_no_older_state_behind(pool: PgPool) {
+    let all = Running::with(pool, |config| config.retry.sandboxes_lost_max = 0).await;
+    let error = json!({ "api_error": { "error": "overloaded", "status": 529, "message": "on demand" } });
+    let script = play(&[write("first", "1"), error, write("first", "2"), json!({ "text": "go" }), json!("hang")]);
+    let turn = all.fleet.enqueue_in(&script, Some("chat")).await.turn_id;
+    let said = || async { all.fleet.blocks(&turn).await.iter().any(|block| block[1]["text"] == "go").then_some(()) };
+    until("its second attempt", said).await;
+    let sandbox = until("its sandbox", || async { all.e2b.client().list(&[]).await.ok()?.pop() }).await;
+    all.e2b.vanish(&sandbox.id).await;
+    assert_eq!(all.fleet.ended(&turn).await.error_code.as_deref(), Some("sandbox_lost"));
+    assert_eq!(listed(&all, &turn).await.len(), 0);
+    let next = all.fleet.enqueue_in(&play(&[read("first")]), Some("chat")).await.turn_id;
+    all.fleet.ended(&next).await;
+    assert_eq!(all.fleet.blocks(&next).await[0][1]["lost"].as_array().unwrap().last(), Some(&json!("files")));
+    all.stop().await;
+}
+
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
 async fn files_that_the_hooks_carry_are_not_saved_twice(pool: PgPool) {
     let all = Running::start(pool).await;

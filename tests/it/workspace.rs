@@ -383,7 +383,7 @@ fn a_list_that_a_hostile_process_has_made_up_runs_nothing() {
     let bin = place.inner.root.path().join("bin");
     fs::create_dir(&bin).unwrap();
     let mut find = fs::File::create(bin.join("find")).unwrap();
-    let evil = format!("a[$(touch {})]", pwned.display());
+    let evil = format!("a[$(>{})]", pwned.display());
     write!(find, "#!/bin/bash\n[ \"$1\" != / ] || exec /usr/bin/find \"$@\"\nprintf 'f {evil} 1 1 644 x\\0f 1 1 1 644 {evil}\\0f 08 1 1 644 y\\0nonsense\\0f 1'").unwrap();
     drop(find);
     fs::set_permissions(bin.join("find"), fs::Permissions::from_mode(0o755)).unwrap();
