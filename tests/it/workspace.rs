@@ -44,7 +44,9 @@ impl Place {
     /// Runs one attempt to its end; what its supervisor says then.
     fn run(&mut self, turn: &str, attempt: u32, brought: &[&str], script: &str) -> Value {
         self.epoch += 1;
-        let args = [&["--input", "/input.jsonl", "--journal-max", "1000000"], brought, &["--", "bash", "-c", script]].concat();
+        let args =
+            [&["--input", "/input.jsonl", "--journal-max", "1000000", "--cwd", "/home/user"], brought, &["--", "bash", "-c", script]]
+                .concat();
         let started = self.inner.command_of(turn, attempt, self.epoch, "start", &args).envs(self.settings.clone()).output().unwrap();
         assert!(started.status.success(), "{started:?}");
         let since = Instant::now();
