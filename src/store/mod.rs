@@ -6,6 +6,10 @@
 //! | file | statements |
 //! | --- | --- |
 //! | `turns` | enqueue, read turns and blocks |
+//! | `sessions`, `details` | sessions and turns in the bounds of who asks |
+//! | `pages` | what comes after a place in many sessions (`pages.sql`): every stream |
+//! | `overview` | how full the queue is |
+//! | `tokens` | who may ask over HTTP |
 //! | `jobs` | claim (`claim.sql`), phases, hand-over, promotion |
 //! | `blocks` | the fenced group append (`append.sql`) |
 //! | `settle` | terminal status or the next try |
@@ -18,21 +22,28 @@
 //! | `files` | what turns change, and what comes with messages |
 //! | `tenants` | weights and limits |
 //! | `listen` | wake-ups |
+//! | `refused` | what the public functions refuse, and why |
 //! | `db` | connections, time limits, PgBouncer |
 
 mod blocks;
 mod db;
+mod details;
 mod files;
 mod fleet;
 mod jobs;
 mod kept;
 mod listen;
 mod next_attempt;
+mod overview;
+mod pages;
 mod pools;
 mod reconcile;
+mod refused;
+mod sessions;
 mod settle;
 mod slots;
 mod tenants;
+mod tokens;
 mod transcripts;
 mod turns;
 mod workers;
@@ -47,16 +58,22 @@ use db::Db;
 
 pub use blocks::{Answer, Append, Position};
 pub use db::Limits;
+pub use details::TurnDetail;
 pub use files::{Artifact, ArtifactRow, Artifacts, Before, TurnFiles, Workspace};
 pub use fleet::Fleet;
 pub use jobs::{Claimed, PoolHooks, Taken};
-pub use listen::Wake;
+pub use listen::{Heard, Wake};
 pub use next_attempt::NextAttempt;
+pub use overview::{COUNTED_MAX, QueueRow, QueueTotals};
+pub use pages::{PageLimits, Place, StreamBlock, Trouble, TurnPage, TurnState};
 pub use pools::{Hold, Pool, PoolChange};
 pub use reconcile::Correction;
+pub use refused::{Refused, Wrong, refused};
+pub use sessions::{NewSession, SessionFilter, SessionRow};
 pub use settle::{Kept, Retry, Settle};
 pub use slots::Releasing;
 pub use tenants::{Tenant, TenantChange};
+pub use tokens::{Bearer, Bounds, NewToken, TokenRow};
 pub use transcripts::{Past, SavedBy};
 pub use turns::{BlockRow, Enqueue, Reading, Receipt, Seam, TurnRow};
 pub use workers::{Renewal, WorkerRow};

@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
+use sqlx::{Executor, Postgres};
 
 use super::Store;
 
@@ -144,9 +145,9 @@ pub struct Seam {
     pub ended: Option<String>,
 }
 
-impl Store {
-    /// Enqueues by the same SQL function that everybody uses.
-    pub async fn enqueue(&self, turn: &Enqueue) -> sqlx::Result<Receipt> {
+impl Enqueue {
+    /// The call itself, in whatever transaction.
+    pub(super) async fn run(&self, database: impl Executor<'_, Database = Postgres>) -> sqlx::Result<Receipt> {
         sqlx::query_as!(
             Receipt,
             r#"SELECT turn_id, session_id AS "session_id!", status, replayed AS "replayed!", waits_for, disposition AS "disposition!",
@@ -155,22 +156,29 @@ impl Store {
                  session_id => CASE WHEN $12::text IS NULL THEN $3 ELSE turnmill.fork_session($12, $3) END,
                  idempotency_key => $5, options => coalesce($6, '{}'::jsonb), pool => $7, priority => $8, user_id => $9,
                  tenant_id => $10, on_busy => $11, attachments => coalesce($13, '[]'::jsonb))"#,
-            turn.prompt,
-            turn.project_id,
-            turn.session_id,
-            turn.turn_id,
-            turn.idempotency_key,
-            turn.options,
-            turn.pool,
-            turn.priority,
-            turn.user_id,
-            turn.tenant_id,
-            turn.on_busy,
-            turn.fork,
-            turn.attachments,
+            self.prompt,
+            self.project_id,
+            self.session_id,
+            self.turn_id,
+            self.idempotency_key,
+            self.options,
+            self.pool,
+            self.priority,
+            self.user_id,
+            self.tenant_id,
+            self.on_busy,
+            self.fork,
+            self.attachments,
         )
-        .fetch_one(&self.pool)
+        .fetch_one(database)
         .await
+    }
+}
+
+impl Store {
+    /// Enqueues by the same SQL function that everybody uses.
+    pub async fn enqueue(&self, turn: &Enqueue) -> sqlx::Result<Receipt> {
+        turn.run(&self.pool).await
     }
 
     /// Enqueues an ended turn's message again, as a new turn at the end of its session.

@@ -81,6 +81,7 @@ async fn attempt(worker: &Worker, assignment: &mut Assignment) -> Result<(), Let
                 let keep = held.idle && !matches!(happened, Happened::StartupFailed(StartupFailure::NotKept(_)));
                 let retry = Retry { delay, charged, restart, keep, why: &why };
                 persist(|| worker.store.retry_later(job, &retry, held.hold())).await?;
+                worker.news.of(&job.turn_id);
                 warn!(turn.id = %job.turn_id, error.code = %why.code, failures = job.failures, delay_ms = delay.as_millis(), "Turn {} is tried again in {delay:?}: {}", job.turn_id, why.message);
                 if keep { Kept::Pausing } else { Kept::Releasing }
             }
@@ -254,6 +255,7 @@ async fn end(
         keep,
     };
     let kept = persist(|| worker.store.settle(job, &settle, held.hold())).await?;
+    worker.news.of(&job.turn_id);
     let code = settle.error.as_ref().map_or("", |e| &e.code);
     info!(turn.id = %job.turn_id, turn.status = ending.as_str(), error.code = code, "Turn {} {} {code}", job.turn_id, ending.as_str());
     Ok(kept)

@@ -75,6 +75,7 @@ pub(super) async fn run(worker: Worker, jobs: mpsc::Sender<Assignment>, stop: Ca
 }
 
 fn assign(worker: &Worker, job: Claimed, era: &CancellationToken, stop: &CancellationToken, permit: OwnedSemaphorePermit) -> Assignment {
+    worker.news.of(&job.turn_id);
     let (listed, cancel) = worker.running.enter(&job.turn_id, job.epoch, job.cancel.clone());
     match job.taken {
         Taken::Claimed => info!(turn.id = %job.turn_id, turn.epoch = job.epoch, "Turn {} claimed", job.turn_id),

@@ -9,6 +9,7 @@
 //! | `context` | the conversation of the turns before, brought in and kept |
 //! | `follow` | journal → lines → blocks → writer, until the agent has ended |
 //! | `writer` | commits the blocks of all turns together |
+//! | `news` | tells readers of it |
 //! | `lease` | the process's right to act, on its own monotonic clock |
 //! | `upkeep` | cancels, promotions, releases |
 //! | `reconcile` | slots against what E2B says, one worker of the fleet at a time |
@@ -23,6 +24,7 @@ mod files;
 mod follow;
 mod lease;
 mod lines;
+mod news;
 mod pulse;
 mod reconcile;
 mod running;
@@ -72,6 +74,7 @@ pub struct Worker {
     /// Wakes the claimer.
     pub wake: Arc<Notify>,
     writer: writer::Writer,
+    news: news::News,
 }
 
 impl Worker {
@@ -82,6 +85,7 @@ impl Worker {
         let host = hostname();
         let id = format!("{host}-{}-{:08x}", std::process::id(), rand::random::<u32>());
         let turns_max = i32::try_from(config.worker.turns_max.get()).unwrap_or(i32::MAX);
+        let news = news::News::spawn(store.clone(), background);
         store.register_worker(&id, config.worker.lease, turns_max, &host).await?;
         Ok(Self {
             id: id.into(),
@@ -92,7 +96,8 @@ impl Worker {
             lease: Arc::new(Lease::new()),
             running: Running::default(),
             wake: Arc::new(Notify::new()),
-            writer: writer::Writer::spawn(store.clone(), config.worker.flush, background),
+            writer: writer::Writer::spawn(store.clone(), config.worker.flush, news.clone(), background),
+            news,
             store,
             config,
         })

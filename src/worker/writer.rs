@@ -7,6 +7,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::task::TaskTracker;
 use tracing::{error, warn};
 
+use super::news::News;
 use crate::block::Block;
 use crate::store::{Answer, Append, Fenced, Store, is_data_error, is_outage};
 
@@ -29,9 +30,9 @@ struct Request {
 
 impl Writer {
     /// Starts the task; it ends when the last `Writer` is gone.
-    pub fn spawn(store: Store, flush: Duration, background: &TaskTracker) -> Self {
+    pub fn spawn(store: Store, flush: Duration, news: News, background: &TaskTracker) -> Self {
         let (requests, inbox) = mpsc::channel(TURNS_MAX);
-        background.spawn(run(store, flush, inbox));
+        background.spawn(run(store, flush, news, inbox));
         Self { requests }
     }
 
@@ -46,7 +47,7 @@ impl Writer {
     }
 }
 
-async fn run(store: Store, flush: Duration, mut inbox: mpsc::Receiver<Request>) {
+async fn run(store: Store, flush: Duration, news: News, mut inbox: mpsc::Receiver<Request>) {
     let mut batch: Vec<Request> = Vec::new();
     loop {
         if batch.is_empty() {
@@ -68,7 +69,7 @@ async fn run(store: Store, flush: Duration, mut inbox: mpsc::Receiver<Request>) 
         if batch.is_empty() {
             continue;
         }
-        batch = commit(&store, batch).await;
+        batch = commit(&store, &news, batch).await;
         if !batch.is_empty() {
             sleep(RETRY_PAUSE).await;
         }
@@ -76,12 +77,15 @@ async fn run(store: Store, flush: Duration, mut inbox: mpsc::Receiver<Request>) 
 }
 
 /// Commits the batch; returns the requests that must be tried again.
-async fn commit(store: &Store, batch: Vec<Request>) -> Vec<Request> {
+async fn commit(store: &Store, news: &News, batch: Vec<Request>) -> Vec<Request> {
     let appends: Vec<Append> = batch.iter().map(|request| request.append.clone()).collect();
     match store.append(&appends).await {
         Ok(answers) => {
             let mut again = Vec::new();
             for (request, answer) in batch.into_iter().zip(answers) {
+                if answer == Answer::Done && !request.append.blocks.is_empty() {
+                    news.of(&request.append.turn_id);
+                }
                 match verdict(&request.append, answer) {
                     Some(verdict) => drop(request.answer.send(verdict)),
                     None => again.push(request),
@@ -104,7 +108,7 @@ async fn commit(store: &Store, batch: Vec<Request>) -> Vec<Request> {
         Err(_) => {
             let mut again = Vec::new();
             for request in batch {
-                again.extend(Box::pin(commit(store, vec![request])).await);
+                again.extend(Box::pin(commit(store, news, vec![request])).await);
             }
             again
         }
