@@ -4,6 +4,7 @@
 //! A few have the names that everybody knows as well: `DATABASE_URL`, `E2B_API_KEY`, `E2B_API_URL`,
 //! `E2B_DOMAIN`, `E2B_SANDBOX_URL`. A key that nobody knows is an error, in the file and in the environment.
 
+use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::time::Duration;
@@ -35,6 +36,8 @@ pub struct Config {
     pub keys: Keys,
     /// When to try again.
     pub retry: RetryPolicy,
+    /// The HTTP API.
+    pub web: Web,
 }
 
 /// The workers' own keys.
@@ -124,6 +127,52 @@ pub struct Worker {
     pub journal_max_bytes: u64,
     /// Longest line of a journal; a longer one becomes an error block.
     pub line_max_bytes: usize,
+}
+
+/// Limits and rhythms of the HTTP API.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Web {
+    /// Address and port.
+    pub listen: SocketAddr,
+    /// Who may ask from a browser: origins with commas between them, `*` for all; empty = nobody.
+    pub cors_origins: String,
+    /// Longest body of a request.
+    pub body_max_bytes: usize,
+    /// Longest head of a request: its line and its headers.
+    pub head_max_bytes: usize,
+    /// How long a request's head may take to arrive, and its body.
+    #[serde(with = "humantime_serde")]
+    pub arrival_max: Duration,
+    /// How long a client may take nothing of what it asked for.
+    #[serde(with = "humantime_serde")]
+    pub stall_max: Duration,
+    /// Most connections of this process.
+    pub connections_max: usize,
+    /// Most streams and waiting reads of this process.
+    pub readers_max: usize,
+    /// Events that wait for one reader before it is dropped.
+    pub reader_events_max: usize,
+    /// Bytes that wait for one reader before it is dropped.
+    pub reader_bytes_max: usize,
+    /// Between two signs of life on a silent stream.
+    #[serde(with = "humantime_serde")]
+    pub heartbeat: Duration,
+    /// How long one stream lasts before its client is asked to connect anew.
+    #[serde(with = "humantime_serde")]
+    pub stream_max: Duration,
+    /// Between two looks for news of what is being read, where hints come.
+    #[serde(with = "humantime_serde")]
+    pub poll: Duration,
+    /// The same where none come: through PgBouncer without `direct_url`.
+    #[serde(with = "humantime_serde")]
+    pub poll_unheard: Duration,
+    /// How long a browser's token for one session lasts at most.
+    #[serde(with = "humantime_serde")]
+    pub session_token_max: Duration,
+    /// How long requests may take to end when the server is to.
+    #[serde(with = "humantime_serde")]
+    pub drain_max: Duration,
 }
 
 /// The E2B account, or a server that speaks its API.
@@ -222,6 +271,7 @@ impl Config {
         anyhow::ensure!(!self.database.statement_timeout.is_zero(), "database.statement_timeout must be more than zero");
         anyhow::ensure!(!self.database.lock_timeout.is_zero(), "database.lock_timeout must be more than zero");
         anyhow::ensure!(self.database.connections >= 2, "database.connections must be at least 2");
+        crate::web::check(&self.web)?;
         Ok(())
     }
 }

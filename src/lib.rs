@@ -13,4 +13,5 @@ pub mod store;
 pub mod tls;
 pub mod transcript;
 pub mod turn;
+pub mod web;
 pub mod worker;

@@ -18,9 +18,10 @@ use crate::keys::Credentials;
 use crate::local::e2b;
 use crate::local::postgres::{self, Postgres};
 use crate::store::{self, PoolChange, Store};
+use crate::web::Web;
 use crate::worker::Worker;
 
-/// Run everything here: a private Postgres (or DATABASE_URL), the local sandboxes, a worker.
+/// Run everything here: a private Postgres (or DATABASE_URL), the local sandboxes, a worker, the HTTP API.
 ///
 /// Leaves nothing behind. With a `claude` on the PATH and a key in the environment it runs the real agent,
 /// else the stand-in. Other terminals find it by themselves: turnmill enqueue 'hello' --watch
@@ -76,12 +77,20 @@ impl Dev {
         let credentials = Credentials::from_environment(|name| std::env::var(name).ok());
         let agent = self.agent(&credentials);
         store.set_pool("default", &PoolChange { cap: Some(self.cap), agent: agent.clone(), ..PoolChange::default() }).await?;
+        // With connections of its own: a LISTEN holds one for good.
+        let for_web = Store::connect(&config.database.options(&url), store::PATIENCE).await?;
+        let web = web(for_web, config.web.clone()).await?;
+        let web_address = web.address()?;
         let note = Note::leave(&url)?;
-        welcome(&url, &address.to_string(), agent.as_deref(), &credentials, note.is_some());
+        welcome(&url, &address.to_string(), &web_address.to_string(), agent.as_deref(), &credentials, note.is_some());
 
         let background = TaskTracker::new();
+        background.spawn(web.run(stop.in_order.clone()));
+        background.close();
         let worker = Worker::register(store, Arc::new(config), credentials, &background).await?;
         let ended = worker.run(stop.in_order.clone()).await;
+        stop.in_order.cancel();
+        background.wait().await;
         sandboxes_stop.cancel();
         server.close();
         server.wait().await;
@@ -95,6 +104,17 @@ impl Dev {
             None if credentials.source().is_some() && on_path("claude").is_some() => None,
             None => Some(admin::mock_agent()),
         }
+    }
+}
+
+/// The HTTP API, without tokens; on a free port if somebody else has its own.
+async fn web(store: Store, mut config: crate::config::Web) -> anyhow::Result<Web> {
+    match Web::bind(store.clone(), config.clone(), true).await {
+        Err(error) if error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::AddrInUse) => {
+            config.listen.set_port(0);
+            Web::bind(store, config, true).await
+        }
+        bound => bound,
     }
 }
 
@@ -112,7 +132,7 @@ fn sandboxes(home: &Path) -> PathBuf {
     home.join("sandboxes")
 }
 
-fn welcome(url: &str, e2b: &str, agent: Option<&[String]>, credentials: &Credentials, found_by_itself: bool) {
+fn welcome(url: &str, e2b: &str, web: &str, agent: Option<&[String]>, credentials: &Credentials, found_by_itself: bool) {
     let agent = match agent {
         None => format!("claude, with {}", credentials.source().unwrap_or("its own login")),
         Some(words) => words.join(" "),
@@ -124,7 +144,7 @@ fn welcome(url: &str, e2b: &str, agent: Option<&[String]>, credentials: &Credent
         format!("  export DATABASE_URL={url}    # without it, other commands find the dev that was here first\n")
     };
     anstream::println!(
-        "{}turnmill dev{} runs until Ctrl-C.\n  database  {url}\n  sandboxes http://{e2b} (local processes, isolates nothing)\n  agent     {}\n\n\
+        "{}turnmill dev{} runs until Ctrl-C.\n  database  {url}\n  sandboxes http://{e2b} (local processes, isolates nothing)\n  web       http://{web}/chat to talk to it, /docs for its HTTP API\n  agent     {}\n\n\
          In another terminal:\n{export}  {turnmill} enqueue 'Fix the login bug' --watch\n  psql {url} -c \"SELECT turn_id FROM turnmill.enqueue_turn('Fix the login bug', project_id => 'p1')\"\n",
         paint::BOLD,
         paint::OFF,

@@ -17,9 +17,11 @@ mod note;
 mod paint;
 mod signals;
 mod smoke;
+mod tokens;
 mod transcript;
 mod turns;
 mod watch;
+mod web;
 mod worker;
 
 use std::path::{Path, PathBuf};
@@ -44,7 +46,8 @@ First steps, with nothing set up:
   turnmill enqueue 'Fix the login'    in another terminal; add --watch to see the answer
   turnmill turns                      what ran, runs and waits
 
-In production: turnmill migrate, once a release; turnmill worker, as many as you like; enqueue by SQL:
+In production: turnmill migrate, once a release; turnmill worker, as many as you like; enqueue by SQL,
+or over HTTP (turnmill web):
   SELECT turn_id FROM turnmill.enqueue_turn(prompt => '…', project_id => 'p1', session_id => 's1');
 
 Commands use the Postgres of DATABASE_URL; without that, the one of a turnmill dev that runs here.
@@ -68,7 +71,7 @@ pub struct Cli {
 /// What `turnmill` can do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run everything here, with nothing to set up: Postgres, sandboxes, a worker
+    /// Run everything here, with nothing to set up: Postgres, sandboxes, a worker, the HTTP API
     Dev(dev::Dev),
     /// Commit a turn to the queue
     Enqueue(turns::EnqueueArgs),
@@ -88,6 +91,10 @@ pub enum Command {
     Fork(turns::Fork),
     /// Take turns from the queue and run them, until SIGTERM
     Worker(worker::Worker),
+    /// Serve the HTTP API, until SIGTERM
+    Web(web::Web),
+    /// Make, list and revoke tokens of the HTTP API
+    Token(tokens::Tokens),
     /// Run the local E2B-compatible server (it isolates nothing: for development and tests)
     Local(local::Local),
     /// Bring the database's schema up to date
@@ -115,7 +122,7 @@ pub enum Command {
 impl Command {
     /// Whether it runs until it is stopped, and so logs what it does.
     pub fn is_service(&self) -> bool {
-        matches!(self, Self::Dev(_) | Self::Worker(_) | Self::Local(_))
+        matches!(self, Self::Dev(_) | Self::Worker(_) | Self::Web(_) | Self::Local(_))
     }
 }
 
@@ -142,6 +149,8 @@ impl Cli {
             Command::Transcript(transcript) => transcript.run(&config).await,
             Command::Fork(fork) => fork.run(&config).await,
             Command::Worker(worker) => worker.run(config).await,
+            Command::Web(web) => web.run(config).await,
+            Command::Token(tokens) => tokens.run(&config).await,
             Command::Local(local) => local.run().await,
             Command::Migrate => admin::migrate(&config).await,
             Command::Pool(pools) => pools.run(&config).await,

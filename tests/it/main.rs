@@ -2,6 +2,7 @@
 //! server's, over the real wire; the agent is the stand-in, as a real process.
 
 mod harness;
+mod site;
 
 mod agents;
 mod attachments;
@@ -34,6 +35,10 @@ mod sessions;
 mod signals;
 mod simulated;
 mod supervisor;
+mod web_access;
+mod web_limits;
+mod web_streams;
+mod web_turns;
 mod wire;
 mod workspace;
 mod zombies;
