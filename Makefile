@@ -27,6 +27,10 @@ test-pgbouncer: setup ## the tests that need a database, through PgBouncer in tr
 test-sdk: setup ## the official E2B SDKs against the local server
 	@scripts/test-sdk
 
+.PHONY: test-web
+test-web: setup ## the HTTP API under a fuzzer that knows its document; SEED= EXAMPLES=
+	@SEED=$(SEED) EXAMPLES=$(EXAMPLES) scripts/with-postgres scripts/test-web
+
 .PHONY: test-claude
 test-claude: setup ## the real Claude Code CLI in local sandboxes
 	@scripts/with-postgres scripts/test-claude

@@ -167,6 +167,9 @@ pub struct Web {
     /// The same where none come: through PgBouncer without `direct_url`.
     #[serde(with = "humantime_serde")]
     pub poll_unheard: Duration,
+    /// How long a read may wait for news at most, whatever it asks for.
+    #[serde(with = "humantime_serde")]
+    pub wait_max: Duration,
     /// How long a browser's token for one session lasts at most.
     #[serde(with = "humantime_serde")]
     pub session_token_max: Duration,

@@ -139,7 +139,7 @@ impl Cli {
     pub async fn run(self) -> anyhow::Result<ExitCode> {
         let config = Config::load(self.config.as_deref())?;
         match self.command {
-            Command::Dev(dev) => dev.run(config).await,
+            Command::Dev(dev) => Box::pin(dev.run(config)).await,
             Command::Enqueue(enqueue) => enqueue.run(&config).await,
             Command::Watch(watch) => watch.run(&config).await,
             Command::Turns(turns) => turns.run(&config).await,
@@ -160,7 +160,7 @@ impl Cli {
             Command::Smoke(smoke) => smoke.run(config).await,
             Command::Doctor => doctor::run(&config).await,
             Command::Demo(demo) => demo.run().await,
-            Command::Bench(bench) => bench.run(config).await,
+            Command::Bench(bench) => Box::pin(bench.run(config)).await,
             Command::Agent(agent) => Ok(agent.run()),
         }
     }

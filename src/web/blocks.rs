@@ -32,7 +32,7 @@ pub struct BlocksQuery {
     /// Blocks of one page at most
     #[param(minimum = 1, maximum = 500, default = 100)]
     limit: Option<i64>,
-    /// Seconds to wait while there is nothing new
+    /// Seconds to wait while there is nothing new; the server may answer sooner
     #[param(minimum = 0, maximum = 60, default = 0)]
     wait: Option<u64>,
 }
@@ -75,7 +75,7 @@ pub async fn read(
 ) -> Result<Json<BlocksPage>, Problem> {
     let after = within("after", query.after.unwrap_or(-1), -1, i32::MAX)?;
     let limit = within("limit", query.limit.unwrap_or(LIMIT), 1, 500)?;
-    let wait = Duration::from_secs(within("wait", query.wait.unwrap_or(0), 0, 60)?);
+    let wait = Duration::from_secs(within("wait", query.wait.unwrap_or(0), 0, 60)?).min(app.config.wait_max);
     let (session_id, ordinal) = app.store.place_of(&id, &caller.bounds).await?.ok_or_else(Problem::not_found)?;
     let place = Place { session_id, ordinal, seq: after, last_ordinal: ordinal };
 

@@ -56,11 +56,17 @@ pub struct EnqueueTurn {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct TurnOptions {
     /// The model.
-    #[schema(min_length = 1, max_length = 255, pattern = "^[^\\u0000]*$")]
-    model: Option<String>,
+    #[schema(required = false, min_length = 1, max_length = 255, pattern = "^[^\\u0000]*$")]
+    model: String,
     /// Most rounds of the agent.
-    #[schema(minimum = 1, maximum = 1000)]
-    max_turns: Option<u32>,
+    #[schema(required = false, minimum = 1, maximum = 1000)]
+    max_turns: u32,
+    /// Most dollars that the agent may spend.
+    #[schema(required = false, minimum = 0.01, maximum = 1000)]
+    max_budget_usd: f64,
+    /// Said to the agent beside its own instructions.
+    #[schema(required = false, max_length = 10_000, pattern = "^[^\\u0000]*$")]
+    append_system_prompt: String,
 }
 
 /// What became of a message.
@@ -110,8 +116,8 @@ pub fn receipt(row: Row) -> Result<Response, Problem> {
 /// The key under which a repeated request is the same request.
 pub fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     let Some(key) = headers.get("idempotency-key") else { return Ok(None) };
-    let key = key.to_str().ok().filter(|key| !key.is_empty() && key.len() <= ID_MAX);
-    let wrong = || Problem::parameter("Idempotency-Key", "Idempotency-Key must be 1 to 255 characters of ASCII");
+    let key = key.to_str().ok().filter(|key| !key.is_empty() && key.len() <= ID_MAX && key.bytes().all(|byte| byte.is_ascii_graphic()));
+    let wrong = || Problem::parameter("Idempotency-Key", "Idempotency-Key must be 1 to 255 visible characters of ASCII, without blanks");
     key.map(|key| Some(key.to_owned())).ok_or_else(wrong)
 }
 
@@ -140,7 +146,7 @@ impl EnqueueTurn {
         for (pointer, value) in [("/project_id", &self.project_id), ("/user_id", &self.user_id), ("/tenant_id", &self.tenant_id)] {
             checks.id(pointer, value.as_deref());
         }
-        checks.id("/pool", self.pool.as_deref());
+        checks.pool(self.pool.as_deref());
         let priority = self.priority.unwrap_or(0);
         checks.must((-1000..=1000).contains(&priority), "/priority", "must be from -1000 to 1000");
         let bound = *bounds != Bounds::default();
@@ -182,6 +188,7 @@ pub async fn enqueue(
         priority: body.priority.unwrap_or(0),
         user_id: body.user_id.clone(),
         tenant_id: tenant_id.clone(),
+        fork: None,
         on_busy: body.on_busy.map(|on_busy| on_busy.as_str().to_owned()),
     };
     let row = if app.store.session(&session_id, bounds).await?.is_some() {

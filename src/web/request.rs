@@ -179,6 +179,13 @@ impl Checks {
         self.must(value.is_none_or(is_id), pointer, "must be a text of 1 to 255 characters, without NUL");
     }
 
+    /// The name of a pool.
+    pub fn pool(&mut self, name: Option<&str>) {
+        let may = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+        let good = name.is_none_or(|name| name.starts_with(may) && name.len() <= 63 && name.chars().all(|c| may(c) || "_.-".contains(c)));
+        self.must(good, "/pool", "must be up to 63 of a-z, 0-9, _, ., -, a letter or a digit first");
+    }
+
     /// Any condition.
     pub fn must(&mut self, holds: bool, pointer: &str, detail: &str) {
         if holds {

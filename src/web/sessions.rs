@@ -105,7 +105,8 @@ pub fn foreign_is_unknown(problem: Problem, bounds: &Bounds) -> Problem {
 /// Not needed before the first turn: enqueueing makes the session on the way.
 #[utoipa::path(post, path = "/v1/sessions", tag = "Sessions", operation_id = "create_session", request_body = CreateSession,
     responses((status = 201, description = "Made", body = Session, headers(("Location" = String, description = "Where it is"))),
-        (status = 200, description = "It was there already, and is the same", body = Session)))]
+        (status = 200, description = "It was there already, and is the same", body = Session),
+        (status = 409, description = "conflict: it is there, and another", body = Problem, content_type = "application/problem+json")))]
 pub async fn create(caller: Caller<TurnsWrite>, State(app): State<App>, Json(body): Json<CreateSession>) -> Result<Response, Problem> {
     let mut checks = Checks::default();
     for (pointer, value) in
@@ -113,6 +114,7 @@ pub async fn create(caller: Caller<TurnsWrite>, State(app): State<App>, Json(bod
     {
         checks.id(pointer, value.as_deref());
     }
+    checks.pool(body.pool.as_deref());
     checks.done()?;
     let (project_id, tenant_id) = bind(&caller.bounds, body.project_id, body.tenant_id)?;
     let new = NewSession {

@@ -9,13 +9,13 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tracing::warn;
-use utoipa::IntoParams;
+use utoipa::ToSchema;
 
 use super::App;
 use super::auth::{Caller, TurnsRead};
@@ -36,14 +36,26 @@ const FRAMES: usize = 8;
 const RETRY_PAUSE: Duration = Duration::from_millis(250);
 
 /// Where to begin.
-#[derive(Debug, Deserialize, IntoParams)]
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
 pub struct After {
-    /// The position to go on from: the `id` of the last event that was received. Without it, from the beginning. The header
-    /// `Last-Event-ID`, which browsers send when they reconnect, goes first.
-    #[param(max_length = 64)]
     after: Option<String>,
+}
+
+/// One event of a stream, for the document.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct StreamEvent {
+    /// The position, to be given back as `Last-Event-ID` or `?after=`; only blocks and ends have one.
+    #[schema(required = false)]
+    id: String,
+    /// status, generation, block, caught_up, end, reconnect. Ignore what you don't know.
+    event: String,
+    /// JSON: of a block as in `BlocksPage`; of a status and an end the turn's status, generation and error.
+    #[schema(content_media_type = "application/json")]
+    data: String,
+    /// Milliseconds after which to connect anew.
+    #[schema(required = false)]
+    retry: u32,
 }
 
 /// `Last-Event-ID`, then `?after=`.
@@ -65,9 +77,10 @@ fn position_of(headers: &HeaderMap, after: Option<String>) -> Result<Option<Stri
 /// that was there is told, more may come. `end` has the terminal status and the id `end`; whoever reconnects with that gets 204,
 /// at which browsers stop asking. `reconnect`: the server asks you to connect anew, with the last id.
 #[utoipa::path(get, path = "/v1/turns/{turn_id}/stream", tag = "Read", operation_id = "stream_turn",
-    params(("turn_id" = String, Path, description = "The turn", max_length = 255), After,
-        ("Last-Event-ID" = Option<String>, Header, description = "The id of the last event that was received", max_length = 64)),
-    responses((status = 200, description = "The events", body = String, content_type = "text/event-stream"),
+    params(("turn_id" = String, Path, description = "The turn", max_length = 255),
+        ("after" = Option<String>, Query, description = "The position to go on from: the id of the last event that was received; without it, from the beginning", pattern = "^(end|-1|[0-9]{1,9})$"),
+        ("Last-Event-ID" = Option<String>, Header, description = "The same, as browsers send it when they reconnect; it goes first", pattern = "^(|end|-1|[0-9]{1,9})$")),
+    responses((status = 200, description = "The events", body = StreamEvent, content_type = "text/event-stream"),
         (status = 204, description = "It has ended, and you have all of it")))]
 pub async fn turn(
     caller: Caller<TurnsRead>,
@@ -90,9 +103,10 @@ pub async fn turn(
 /// turn, but an `id` is `ORDINAL:SEQ`, and `ORDINAL:end` for the `end` of a turn, after which the next turn begins. A `status` of
 /// a turn that waits may come before its time.
 #[utoipa::path(get, path = "/v1/sessions/{session_id}/stream", tag = "Read", operation_id = "stream_session",
-    params(("session_id" = String, Path, description = "The session", max_length = 255), After,
-        ("Last-Event-ID" = Option<String>, Header, description = "The id of the last event that was received", max_length = 64)),
-    responses((status = 200, description = "The events", body = String, content_type = "text/event-stream")))]
+    params(("session_id" = String, Path, description = "The session", max_length = 255),
+        ("after" = Option<String>, Query, description = "The position to go on from: the id of the last event that was received; without it, from the beginning", pattern = "^[1-9][0-9]{0,8}:(end|-1|[0-9]{1,9})$"),
+        ("Last-Event-ID" = Option<String>, Header, description = "The same, as browsers send it when they reconnect; it goes first", pattern = "^(|[1-9][0-9]{0,8}:(end|-1|[0-9]{1,9}))$")),
+    responses((status = 200, description = "The events", body = StreamEvent, content_type = "text/event-stream")))]
 pub async fn session(
     caller: Caller<TurnsRead>,
     State(app): State<App>,

@@ -221,6 +221,7 @@ pub async fn nothing_is_left(place: &Path) {
 
 #[tokio::test]
 async fn dev_needs_nothing_set_up_and_ctrl_c_leaves_nothing_behind() {
+    turnmill::tls::install();
     let place = turnmill::local::postgres::passable_tempdir("turnmill-test-").unwrap();
     let here = |args: &[&str]| {
         let mut command = turnmill(args);
@@ -229,7 +230,22 @@ async fn dev_needs_nothing_set_up_and_ctrl_c_leaves_nothing_behind() {
     };
     let mut dev = here(&["dev", "--agent", "mock"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut lines = BufReader::new(dev.stdout.take().unwrap()).lines();
-    while !lines.next_line().await.unwrap().expect("it starts").contains("In another terminal") {}
+    let mut web = String::new();
+    loop {
+        let line = lines.next_line().await.unwrap().expect("it starts");
+        if let Some(address) = line.trim().strip_prefix("web") {
+            web = address.split("/chat").next().unwrap().trim().to_owned();
+        }
+        if line.contains("In another terminal") {
+            break;
+        }
+    }
+    let page = async |path: &str| reqwest::get(format!("{web}{path}")).await.unwrap().text().await.unwrap();
+    assert!(
+        page("/chat").await.contains("/chat.js")
+            && page("/chat.js").await.contains("EventSource")
+            && page("/docs").await.contains("Turnmill API")
+    );
     let answer = here(&["enqueue", "/mock tools", "--watch"]).output().await.unwrap();
     assert!(answer.status.success(), "another terminal finds it by itself: {}", said(&answer));
     // With a turn under way.

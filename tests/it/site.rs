@@ -26,6 +26,7 @@ pub struct Site {
     pub client: reqwest::Client,
     stop: CancellationToken,
     serving: Option<JoinHandle<anyhow::Result<()>>>,
+    hears: bool,
     change: Arc<dyn Fn(&mut config::Web) + Send + Sync>,
 }
 
@@ -70,10 +71,19 @@ impl Site {
             client: reqwest::Client::new(),
             stop: CancellationToken::new(),
             serving: None,
+            hears: true,
             change: Arc::new(change),
         };
         site.serve("127.0.0.1:0").await;
         site
+    }
+
+    /// Where LISTEN can't work, as through PgBouncer without Postgres' own address.
+    pub async fn that_hears_nothing(mut self) -> Self {
+        self.stop().await;
+        self.hears = false;
+        self.serve("127.0.0.1:0").await;
+        self
     }
 
     async fn serve(&mut self, listen: &str) {
@@ -82,7 +92,9 @@ impl Site {
         (self.change)(&mut config);
         // A LISTEN keeps a connection for good: one of its own, as the server's process has it.
         let url = self.fleet.pool.connect_options().to_url_lossy().to_string();
-        let store = Store::lazy(&store::Options::new(&url, 8)).unwrap();
+        let mut options = store::Options::new(&url, 8);
+        options.limits.pgbouncer = !self.hears;
+        let store = Store::lazy(&options).unwrap();
         let web = Web::bind(store, config, false).await.unwrap();
         self.url = format!("http://{}", web.address().unwrap());
         self.stop = CancellationToken::new();
@@ -290,7 +302,7 @@ impl Hand {
     /// Its sandbox is lost: the turn starts over.
     pub async fn start_over(self, worker: &Claimer) -> Self {
         let why = turnmill::turn::TurnError::new("sandbox_lost", "it is gone");
-        let retry = store::Retry { delay: Duration::ZERO, charged: false, restart: true, why: &why };
+        let retry = store::Retry { delay: Duration::ZERO, charged: false, restart: true, keep: false, why: &why };
         self.store.retry_later(&self.job, &retry, Duration::from_secs(30)).await.unwrap().unwrap();
         self.store.slot_freed(self.job.slot_id, self.job.epoch).await.unwrap().unwrap();
         Self { store: self.store.clone(), job: worker.claim_one().await, at: 0 }

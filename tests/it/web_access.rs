@@ -49,7 +49,7 @@ async fn a_token_is_made_used_shown_and_revoked_and_its_secret_is_nowhere(pool: 
 async fn without_a_good_token_nothing_is_told(pool: PgPool) {
     let site = Site::start(pool).await;
     site.say("s1", "hi").await;
-    for (method, path) in every_operation().await {
+    for (method, path) in every_operation() {
         let path = path.replace("{session_id}", "s1").replace("{turn_id}", "t1");
         let none = site.send(site.request(&method, &path)).await;
         let wrong = site.send(site.request(&method, &path).bearer_auth("tmk_wrong")).await;
@@ -64,7 +64,7 @@ async fn without_a_good_token_nothing_is_told(pool: PgPool) {
     }
 }
 
-async fn every_operation() -> Vec<(String, String)> {
+fn every_operation() -> Vec<(String, String)> {
     let document = turnmill::web::openapi();
     let mut all = Vec::new();
     for (path, item) in document["paths"].as_object().unwrap() {
@@ -91,7 +91,7 @@ async fn each_operation_wants_its_scope_and_what_is_foreign_looks_unknown(pool: 
         ("PATCH", _) => Some(json!({ "on_busy": "reject" })),
         _ => None,
     };
-    for (method, template) in every_operation().await {
+    for (method, template) in every_operation() {
         if !template.starts_with("/v1") || template == "/v1/queue/stats" {
             continue;
         }

@@ -9,7 +9,7 @@ use turnmill::local::postgres::{self, Postgres, passable_tempdir};
 use turnmill::store::{self, Store};
 use turnmill::turn::Ending;
 
-use crate::harness::{Fleet, until};
+use crate::harness::{Fleet, Running, until};
 use crate::site::{Events, Hand, Shown, Site, Sse};
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
@@ -51,6 +51,42 @@ async fn a_turn_s_stream_tells_its_status_its_blocks_and_its_end(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn what_a_worker_commits_reaches_its_readers_at_once(pool: PgPool) {
+    let all = Running::start(pool).await;
+    // Nobody polls for minutes: only the worker's hints can wake the readers.
+    let site = Site::with(all.fleet.clone(), |config| config.poll = Duration::from_secs(600)).await;
+    let turn = site.say("s1", "/mock tools").await;
+    let mut shown = Shown::default();
+    let mut events = site.stream("/v1/sessions/s1/stream", None).await;
+    while shown.ended.is_empty() {
+        shown.take(&events.next().await.unwrap());
+    }
+    assert_eq!(shown.blocks.len(), all.fleet.blocks(&turn).await.len());
+    assert_eq!(shown.statuses[&turn], "completed");
+    // The second message comes on the same stream.
+    let second = site.say("s1", "/mock noop").await;
+    while shown.ended.len() < 2 {
+        shown.take(&events.next().await.unwrap());
+    }
+    assert_eq!(shown.ended, [turn, second]);
+    all.stop().await;
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn where_no_hints_come_readers_are_told_by_polling(pool: PgPool) {
+    let site = Site::with(Fleet::new(pool), |config| config.poll = Duration::from_secs(600)).await.that_hears_nothing().await;
+    let worker = site.fleet.worker("a").await;
+    let turn = site.say("s1", "hi").await;
+    let mut events = site.stream(&format!("/v1/turns/{turn}/stream"), None).await;
+    events.until("caught_up").await;
+    let mut hand = Hand::of(&site.fleet, &worker).await;
+    hand.write(&["one"]).await;
+    assert_eq!(events.until("block").await.data["content"]["text"], "one");
+    hand.end(Ending::Completed).await;
+    assert_eq!(events.until("end").await.data["status"], "completed");
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
 async fn whoever_comes_back_at_any_position_has_in_the_end_what_one_who_stayed_has(pool: PgPool) {
     let site = Site::start(pool).await;
     let worker = site.fleet.worker("a").await;
@@ -72,7 +108,9 @@ async fn whoever_comes_back_at_any_position_has_in_the_end_what_one_who_stayed_h
         all.push(stayed.next().await.unwrap());
     }
     let mut expected = Shown::default();
-    all.iter().for_each(|event| expected.take(event));
+    for event in &all {
+        expected.take(event);
+    }
     assert_eq!(expected.texts(), ["d", "e", "f"], "{all:?}");
     assert_eq!(expected.ended, [first.clone(), second.clone(), third.clone()]);
     assert_eq!(expected.statuses.values().collect::<Vec<_>>(), ["completed", "cancelled", "failed"]);
@@ -80,7 +118,9 @@ async fn whoever_comes_back_at_any_position_has_in_the_end_what_one_who_stayed_h
     // Cut at every event, and go on from the last id that was seen there.
     for cut in 0..=all.len() {
         let mut shown = Shown::default();
-        all[..cut].iter().for_each(|event| shown.take(event));
+        for event in &all[..cut] {
+            shown.take(event);
+        }
         let last = all[..cut].iter().rev().find_map(|event| event.id.as_deref());
         let mut back = site.stream("/v1/sessions/s1/stream", last).await;
         loop {
@@ -110,7 +150,7 @@ async fn a_reader_that_is_cut_off_again_and_again_misses_nothing_and_sees_nothin
     let writing = tokio::spawn(async move {
         for nth in 0..BLOCKS {
             hand.write(&[&nth.to_string()]).await;
-            store.wake_readers(&[turn.clone()]).await.unwrap();
+            store.wake_readers(std::slice::from_ref(&turn)).await.unwrap();
         }
         hand.end(Ending::Completed).await;
         store.wake_readers(&[turn]).await.unwrap();
@@ -195,7 +235,7 @@ async fn a_long_poll_returns_as_soon_as_there_is_something_and_not_before(pool: 
     let write = async {
         tokio::time::sleep(Duration::from_millis(200)).await;
         hand.write(&["one"]).await;
-        site.fleet.store.wake_readers(&[turn.clone()]).await.unwrap();
+        site.fleet.store.wake_readers(std::slice::from_ref(&turn)).await.unwrap();
         Instant::now()
     };
     let (page, written) = tokio::join!(wait(-1), write);
@@ -204,7 +244,7 @@ async fn a_long_poll_returns_as_soon_as_there_is_something_and_not_before(pool: 
     let end = async {
         tokio::time::sleep(Duration::from_millis(200)).await;
         hand.end(Ending::Failed).await;
-        site.fleet.store.wake_readers(&[turn.clone()]).await.unwrap();
+        site.fleet.store.wake_readers(std::slice::from_ref(&turn)).await.unwrap();
     };
     let (page, ()) = tokio::join!(wait(0), end);
     assert_eq!((&page["status"], &page["closed"], &page["error"]["code"]), (&json!("failed"), &json!(true), &json!("some_code")));
@@ -218,7 +258,7 @@ async fn pages_of_blocks_and_backlogs_of_streams_are_bounded_and_whole(pool: PgP
     let turn = site.say("s1", "hi").await;
     let mut hand = Hand::of(&site.fleet, &worker).await;
     // Of which Postgres can compress nothing, and one that is larger than a page.
-    let noise = |bytes: usize| (0..bytes / 16).map(|_| format!("{:016x}", rand::random::<u64>())).collect::<String>();
+    let noise = |bytes: usize| (0..bytes).map(|_| char::from(rand::random_range(b'a'..=b'z'))).collect::<String>();
     let mut texts: Vec<String> = (0..40).map(|_| noise(200_000)).collect();
     texts.push(noise(6_000_000));
     for text in &texts {
@@ -307,7 +347,7 @@ async fn a_thousand_idle_readers_cost_one_that_is_told_something_nothing(pool: P
         let text = nth.to_string();
         hand.write(&[&text]).await;
         let since = Instant::now();
-        site.fleet.store.wake_readers(&[busy.clone()]).await.unwrap();
+        site.fleet.store.wake_readers(std::slice::from_ref(&busy)).await.unwrap();
         assert_eq!(events.until("block").await.data["content"]["text"], text.as_str());
         slowest = slowest.max(since.elapsed());
     }
@@ -331,7 +371,7 @@ async fn a_reader_that_never_reads_is_dropped_and_slows_nobody(pool: PgPool) {
     let large = "x".repeat(1 << 20);
     for _ in 0..60 {
         hand.write(&[&large]).await;
-        site.fleet.store.wake_readers(&[turn.clone()]).await.unwrap();
+        site.fleet.store.wake_readers(std::slice::from_ref(&turn)).await.unwrap();
         let since = Instant::now();
         events.until("block").await;
         assert!(since.elapsed() < Duration::from_secs(5));
