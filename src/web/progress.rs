@@ -149,3 +149,66 @@ impl From<TurnPage> for SharedPage {
         Self { state: Arc::new(page.state), blocks: page.blocks.into_iter().map(Arc::new).collect(), more: page.more }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn turn(ordinal: i32, status: &str, generation: i32, seqs: std::ops::Range<i32>) -> SharedPage {
+        let turn_id = format!("t{ordinal}");
+        let block = |seq| StreamBlock {
+            turn_id: turn_id.clone(),
+            seq,
+            generation,
+            kind: "content".to_owned(),
+            content: serde_json::value::RawValue::from_string("{}".to_owned()).unwrap(),
+            parent_tool_use_id: None,
+            created_at: chrono::DateTime::default(),
+        };
+        let blocks = seqs.map(|seq| Arc::new(block(seq))).collect();
+        let state = TurnState { turn_id, ordinal, status: status.to_owned(), generation, attempt: 1, wait_reason: None, error: None };
+        SharedPage { state: Arc::new(state), blocks, more: false }
+    }
+
+    fn told(progress: &mut Progress, pages: &[SharedPage]) -> Vec<String> {
+        let name = |event: &Event| match event {
+            Event::Status(turn) => format!("{} {}", turn.turn_id, turn.status),
+            Event::Generation(turn) => format!("{} over {}", turn.turn_id, turn.generation),
+            Event::Block(block, ordinal) => format!("{ordinal}:{}", block.seq),
+            Event::End(turn) => format!("{} end", turn.turn_id),
+        };
+        progress.advance(pages).iter().map(name).collect()
+    }
+
+    #[test]
+    fn whatever_pages_overlap_each_event_comes_once_and_in_order() {
+        let mut reader = Progress::in_session("s".to_owned(), InSession::START);
+        let first = [turn(1, "in_progress", 1, 0..2), turn(2, "pending", 1, 0..0)];
+        assert_eq!(told(&mut reader, &first), ["t1 in_progress", "1:0", "1:1", "t2 pending"]);
+        assert!(told(&mut reader, &first).is_empty(), "the same page once more");
+        assert_eq!(told(&mut reader, &[turn(1, "in_progress", 1, 1..4)]), ["1:2", "1:3"], "one that begins before its place");
+        let over = [turn(1, "pending", 2, 4..4), turn(2, "cancelled", 1, 0..0)];
+        assert_eq!(told(&mut reader, &over), ["t1 over 2", "t1 pending", "t2 cancelled"], "the later one's end waits for its time");
+        assert!(told(&mut reader, &over).is_empty());
+        let ended = [turn(1, "failed", 2, 4..5), turn(2, "cancelled", 1, 0..0), turn(3, "in_progress", 1, 0..1)];
+        assert_eq!(told(&mut reader, &ended), ["1:4", "t1 failed", "t1 end", "t2 end", "t3 in_progress", "3:0"]);
+        assert!(told(&mut reader, &ended).is_empty());
+    }
+
+    #[test]
+    fn the_end_waits_until_all_blocks_are_told() {
+        let mut reader = Progress::in_turn("s".to_owned(), 1, -1);
+        let part = SharedPage { more: true, ..turn(1, "completed", 1, 0..2) };
+        assert_eq!(told(&mut reader, &[part]), ["0", "1"].map(|seq| format!("1:{seq}")));
+        assert!(!reader.over());
+        assert_eq!(told(&mut reader, &[turn(1, "completed", 1, 2..3)]), ["1:2", "t1 completed", "t1 end"]);
+        assert!(reader.over());
+    }
+
+    #[test]
+    fn who_comes_back_is_told_to_drop_blocks_only_of_an_earlier_generation() {
+        let back = |generation| Progress::in_turn("s".to_owned(), 1, 3).coming_back(generation);
+        assert_eq!(told(&mut back(Some(1)), &[turn(1, "in_progress", 2, 4..5)]), ["t1 over 2", "t1 in_progress", "1:4"]);
+        assert_eq!(told(&mut back(Some(2)), &[turn(1, "in_progress", 2, 4..5)]), ["t1 in_progress", "1:4"]);
+    }
+}

@@ -6,8 +6,9 @@ use serde_json::json;
 use sqlx::PgPool;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
-use crate::harness::Fleet;
+use crate::harness::{Fleet, PATIENCE};
 use crate::site::Site;
 
 async fn raw(site: &Site, request: &[u8]) -> (String, Duration) {
@@ -16,7 +17,7 @@ async fn raw(site: &Site, request: &[u8]) -> (String, Duration) {
     drop(connection.write_all(request).await);
     let since = Instant::now();
     let mut answer = Vec::new();
-    drop(connection.read_to_end(&mut answer).await);
+    drop(timeout(PATIENCE, connection.read_to_end(&mut answer)).await.expect("the server ends it"));
     (String::from_utf8_lossy(&answer).into_owned(), since.elapsed())
 }
 

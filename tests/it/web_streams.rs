@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use sqlx::PgPool;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::AsyncWriteExt as _;
 use turnmill::local::postgres::{self, Postgres, passable_tempdir};
 use turnmill::store::{self, Store};
 use turnmill::turn::Ending;
@@ -365,7 +365,7 @@ async fn a_reader_that_never_reads_is_dropped_and_slows_nobody(pool: PgPool) {
     let mut hand = Hand::of(&site.fleet, &worker).await;
     let mut deaf = tokio::net::TcpStream::connect(site.url.trim_start_matches("http://")).await.unwrap();
     let request = format!("GET /v1/turns/{turn}/stream HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {}\r\n\r\n", site.token);
-    tokio::io::AsyncWriteExt::write_all(&mut deaf, request.as_bytes()).await.unwrap();
+    deaf.write_all(request.as_bytes()).await.unwrap();
     let mut events = site.stream("/v1/sessions/s1/stream", None).await;
     events.until("caught_up").await;
     let large = "x".repeat(1 << 20);
@@ -376,19 +376,13 @@ async fn a_reader_that_never_reads_is_dropped_and_slows_nobody(pool: PgPool) {
         events.until("block").await;
         assert!(since.elapsed() < Duration::from_secs(5));
     }
-    // It was cut off long before it had all of that: what it finds is what the system had taken for it.
-    let mut got = 0;
-    let mut buffer = vec![0; 1 << 16];
+    // It is cut off though it reads nothing: then what it sends is refused.
     let cut = async {
-        while let Ok(read) = deaf.read(&mut buffer).await {
-            got += read;
-            if read == 0 {
-                break;
-            }
+        while deaf.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), cut).await.expect("its connection ends");
-    assert!(got < 60 << 20, "{got} bytes");
+    tokio::time::timeout(Duration::from_secs(20), cut).await.expect("its connection is cut");
     hand.end(Ending::Completed).await;
     assert_eq!(events.until("end").await.data["status"], "completed");
 }
