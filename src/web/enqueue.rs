@@ -189,6 +189,7 @@ pub async fn enqueue(
         user_id: body.user_id.clone(),
         tenant_id: tenant_id.clone(),
         fork: None,
+        attachments: None,
         on_busy: body.on_busy.map(|on_busy| on_busy.as_str().to_owned()),
     };
     let row = if app.store.session(&session_id, bounds).await?.is_some() {
