@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 use serde::Deserialize;
 
-use crate::e2b::{self, Command, Envd, EnvdError, ProcessEvent};
+use crate::e2b::{self, ApiVersion, Command, Envd, EnvdError, ProcessEvent};
 use crate::files::{FileRules, Parcel};
 use crate::store::PoolHooks;
 
@@ -28,6 +28,9 @@ const STATE: &str = "/var/lib/turnmill";
 
 /// The supervisor's exit code where the template does not fit; a shell's are 126 and 127.
 const UNFIT: i32 = 69;
+
+/// How long a woken sandbox lives at least; who follows it extends it soon.
+const WOKEN: Duration = Duration::from_secs(300);
 
 /// Constant text: no byte of a prompt, an option or a name is ever part of a shell string.
 const RUN: &str = r#"exec /bin/bash "${TURNMILL_ROOT:-}/var/lib/turnmill/in/$1/run-turn" --epoch "$@""#;
@@ -348,10 +351,23 @@ impl Sandbox {
         }
     }
 
-    /// Whether E2B still knows it; `Err` when it can't be asked. Absence in a list never counts.
+    /// Whether E2B still knows it, and lets it run; `Err` when it can't be asked. Absence in a list never counts.
     pub async fn exists(&self) -> Result<bool, SandboxError> {
-        let found = self.client.get(&self.id).await.map_err(|e| SandboxError::Unreachable(e.to_string()))?;
-        Ok(found.is_some())
+        let gone_or = |error: e2b::ApiError| SandboxError::Unreachable(error.to_string());
+        match self.client.get(&self.id).await.map_err(gone_or)? {
+            // By somebody who took the last turn's end for this one's. Whoever has the turn lets it go on.
+            Some(info) if info.state == "paused" => self.wake().await.map_err(gone_or),
+            found => Ok(found.is_some()),
+        }
+    }
+
+    async fn wake(&self) -> Result<bool, e2b::ApiError> {
+        match self.client.connect(ApiVersion::V2, &self.id, WOKEN).await {
+            Ok(Some(_)) => Ok(true),
+            // A server without it says the same as one that does not know the sandbox.
+            Ok(None) | Err(e2b::ApiError::Refused(_)) => Ok(self.client.connect(ApiVersion::V1, &self.id, WOKEN).await?.is_some()),
+            Err(error) => Err(error),
+        }
     }
 
     async fn bring(&self, name: &str, parcel: Option<&Parcel>) -> Result<bool, SandboxError> {

@@ -42,7 +42,7 @@ bucket AS MATERIALIZED (
     FOR NO KEY UPDATE OF q SKIP LOCKED
 ),
 -- Pools in which something may start, and how much: no more than free slots, so that a full pool hides nobody's work.
--- coming: slots that will be free in a moment.
+-- coming: slots that will be free in a moment. creates: a slot may be what is missing, and not the leave to create.
 open AS MATERIALIZED (
     SELECT o.* FROM (
         SELECT p.name AS pool,
@@ -51,6 +51,8 @@ open AS MATERIALIZED (
                    LIMIT CASE WHEN b.pool IS NOT NULL THEN least(floor(b.tokens)::bigint, $2)
                               WHEN p.create_rate IS NULL AND q.creates_after <= clock_timestamp() THEN $2
                               ELSE 0 END) free) AS room,
+               (SELECT count(*) FROM (SELECT FROM turnmill.slots s WHERE s.pool = p.name AND s.state = 'free' AND NOT s.retire LIMIT 1000) free) AS free,
+               (b.pool IS NOT NULL OR (p.create_rate IS NULL AND q.creates_after <= clock_timestamp())) AS creates,
                EXISTS (SELECT FROM turnmill.slots s WHERE s.pool = p.name AND s.state = 'warm') AS warm,
                (SELECT count(*) FROM turnmill.slots s WHERE s.pool = p.name AND s.state IN ('pausing', 'releasing') AND NOT s.retire) AS coming
         FROM turnmill.pools p JOIN turnmill.pool_states q ON q.pool = p.name LEFT JOIN bucket b ON b.pool = p.name
@@ -102,7 +104,7 @@ candidate AS MATERIALIZED (
       AND kept.state IS DISTINCT FROM 'pausing'
 ),
 -- nth: its place among those that need a free slot, or how many of these come before it. Who has a warm sandbox takes
--- nobody's place but that of somebody who is before it and has no room: then the sandbox is to go (evict_warm).
+-- nobody's place but that of somebody who is before it and lacks a slot: then the sandbox is to go (evict_warm).
 ranked AS MATERIALIZED (
     SELECT c.*, count(*) FILTER (WHERE c.warm_slot IS NULL)
                 OVER (PARTITION BY c.pool ORDER BY c.priority DESC, c.share, c.queued_at, c.turn_id) AS nth
@@ -125,7 +127,7 @@ unlocked_warm AS MATERIALIZED (
     SELECT j.turn_id, j.session_id, j.pool, c.tenant_id, c.priority, c.share, c.queued_at, s.id AS warm_slot
     FROM ranked c JOIN open o ON o.pool = c.pool
     JOIN turnmill.jobs j ON j.turn_id = c.turn_id JOIN turnmill.turns t ON t.id = c.turn_id JOIN turnmill.slots s ON s.id = c.warm_slot
-    WHERE c.nth <= o.room + o.coming AND j.state = 'ready'
+    WHERE (NOT o.creates OR c.nth <= o.free + o.coming) AND j.state = 'ready'
       AND s.state = 'warm' AND NOT s.retire AND s.session_id = j.session_id
     ORDER BY c.priority DESC, c.share, c.queued_at, c.turn_id
     LIMIT $2

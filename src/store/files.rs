@@ -193,15 +193,19 @@ impl Store {
         )
         .execute(&mut tx)
         .await?;
-        // As with the conversation, what the pool keeps no longer of the session goes; what a fork begins from stays.
+        // As with the conversation, what the pool keeps no longer of the session goes; but for the state from which this turn
+        // began, and what a fork begins from.
         sqlx::query!(
             "DELETE FROM turnmill.workspaces w
              WHERE w.session_id = $1
-               AND w.ordinal < (SELECT n.ordinal FROM turnmill.workspaces n WHERE n.session_id = $1 AND n.kind <> 'unchanged'
+               AND w.ordinal < (SELECT n.ordinal FROM turnmill.workspaces n WHERE n.session_id = $1 AND n.kind IN ('saved', 'empty', 'carried')
                                 ORDER BY n.ordinal DESC LIMIT 1 OFFSET (SELECT p.context_versions - 1 FROM turnmill.pools p WHERE p.name = $2))
+               AND w.turn_id IS DISTINCT FROM (SELECT a.id FROM turnmill.ancestors($3) a JOIN turnmill.workspaces b ON b.turn_id = a.id
+                                               WHERE b.kind IN ('saved', 'empty', 'carried') ORDER BY a.n LIMIT 1)
                AND NOT EXISTS (SELECT FROM turnmill.sessions f WHERE f.forked_from = w.turn_id AND f.turns < 2)",
             job.session_id,
             job.pool,
+            job.turn_id,
         )
         .execute(&mut tx)
         .await?;
@@ -209,13 +213,14 @@ impl Store {
         Ok(Ok(()))
     }
 
-    /// A further attempt begins: what the one before has left behind is no longer what there is.
-    pub async fn forget_files(&self, job: &Claimed) -> sqlx::Result<Result<(), Fenced>> {
+    /// A further attempt begins: what the one before has left behind, files and conversation, is no longer what there is.
+    pub async fn forget_attempt(&self, job: &Claimed) -> sqlx::Result<Result<(), Fenced>> {
         let done = sqlx::query_scalar!(
             r#"WITH job AS MATERIALIZED (
                  SELECT turn_id FROM turnmill.jobs WHERE turn_id = $1 AND epoch = $2 AND attempt = $3 FOR NO KEY UPDATE),
                workspace AS (DELETE FROM turnmill.workspaces w USING job WHERE w.turn_id = job.turn_id),
-               artifact AS (DELETE FROM turnmill.artifacts a USING job WHERE a.turn_id = job.turn_id)
+               artifact AS (DELETE FROM turnmill.artifacts a USING job WHERE a.turn_id = job.turn_id),
+               transcript AS (DELETE FROM turnmill.transcripts s USING job WHERE s.turn_id = job.turn_id)
                SELECT count(*) AS "mine!" FROM job"#,
             job.turn_id,
             job.epoch,

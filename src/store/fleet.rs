@@ -49,7 +49,8 @@ impl Store {
         .await?;
         sqlx::query!(
             "UPDATE turnmill.jobs SET state = 'ready', worker_id = NULL, epoch = NULL, phase = NULL, slot_id = NULL,
-                    attempt = attempt + 1, generation = generation + 1, journal_offset = 0, run_at = clock_timestamp()
+                    attempt = attempt + 1, generation = generation + 1, journal_offset = 0, run_at = clock_timestamp(),
+                    resumes = false, forgets = false, context_told = false
              WHERE state = 'leased'"
         )
         .execute(&mut tx)

@@ -10,27 +10,47 @@ use super::{Fenced, Releasing, Store};
 
 impl Store {
     /// Gives up warm sandboxes where turns wait that nothing but a slot is missing for, the oldest first and no more than
-    /// there are such turns; they are the caller's to pause or kill, by anyone after `hold`.
+    /// there are such turns; they are the caller's to pause or kill, by anyone after `hold`. One worker does it at a time: of
+    /// two that count the same turns each would give up one for each of them.
     pub async fn evict_warm(&self, hold: Duration) -> sqlx::Result<Vec<Releasing>> {
+        let mut tx = self.pool.begin().await?;
+        // A statement of its own: the next one sees what whoever had the lock before has committed.
+        let mine = sqlx::query_scalar!(
+            r#"SELECT CASE WHEN EXISTS (SELECT FROM turnmill.slots WHERE state = 'warm')
+                 THEN pg_try_advisory_xact_lock(hashtext('turnmill.evict_warm')) ELSE false END AS "mine!""#
+        );
+        if !mine.fetch_one(&mut tx).await? {
+            tx.rollback().await?;
+            return Ok(Vec::new());
+        }
         let rows = sqlx::query!(
-            r#"WITH need AS MATERIALIZED (
+            r#"WITH waiting AS MATERIALIZED (
+                 SELECT p.name AS pool, j.tenant_id, count(*) AS n
+                 FROM turnmill.pools p JOIN turnmill.pool_states q ON q.pool = p.name CROSS JOIN LATERAL (
+                   SELECT j.tenant_id FROM turnmill.jobs j
+                   WHERE j.pool = p.name AND j.state = 'ready' AND j.run_at <= clock_timestamp()
+                     AND NOT EXISTS (SELECT FROM turnmill.tenants t WHERE t.id = j.tenant_id AND t.running >= t.running_max)
+                     AND NOT EXISTS (SELECT FROM turnmill.slots k WHERE k.session_id = j.session_id AND k.state IN ('warm', 'pausing'))
+                   LIMIT 1000) j
+                 WHERE p.state = 'active' AND q.creates_after <= clock_timestamp()
+                   AND EXISTS (SELECT FROM turnmill.slots w WHERE w.pool = p.name AND w.state = 'warm')
+                 GROUP BY p.name, j.tenant_id),
+               need AS MATERIALIZED (
+                 -- What tenants may start, and what may be created, less the slots that are there or come.
                  SELECT p.name AS pool, p.paused_s,
-                   (SELECT count(*) FROM (
-                      SELECT FROM turnmill.jobs j
-                      WHERE j.pool = p.name AND j.state = 'ready' AND j.run_at <= clock_timestamp()
-                        AND NOT EXISTS (SELECT FROM turnmill.tenants t WHERE t.id = j.tenant_id AND t.running >= t.running_max)
-                        AND NOT EXISTS (SELECT FROM turnmill.slots k WHERE k.session_id = j.session_id AND k.state IN ('warm', 'pausing'))
-                      LIMIT 100) waiting)
+                   least(w.n, CASE WHEN p.create_rate IS NOT NULL THEN floor(least(p.create_burst,
+                     q.tokens + p.create_rate * extract(epoch FROM clock_timestamp() - q.tokens_at)))::bigint END)
                    - (SELECT count(*) FROM turnmill.slots f
                       WHERE f.pool = p.name AND NOT f.retire AND f.state IN ('free', 'pausing', 'releasing')) AS n
-                 FROM turnmill.pools p JOIN turnmill.pool_states q ON q.pool = p.name
-                 WHERE p.state = 'active' AND q.creates_after <= clock_timestamp()
-                   AND (p.create_rate IS NULL OR q.tokens + p.create_rate * extract(epoch FROM clock_timestamp() - q.tokens_at) >= 1)
-                   AND EXISTS (SELECT FROM turnmill.slots w WHERE w.pool = p.name AND w.state = 'warm')),
+                 FROM turnmill.pools p JOIN turnmill.pool_states q ON q.pool = p.name JOIN (
+                   SELECT w.pool, sum(least(w.n, t.running_max - t.running))::bigint AS n
+                   FROM waiting w LEFT JOIN turnmill.tenants t ON t.id = w.tenant_id GROUP BY w.pool) w ON w.pool = p.name),
                victim AS MATERIALIZED (
                  SELECT v.id, need.paused_s FROM need CROSS JOIN LATERAL (
                    SELECT s.id FROM turnmill.slots s WHERE s.pool = need.pool AND s.state = 'warm'
-                   ORDER BY s.due_at LIMIT greatest(need.n, 0) FOR NO KEY UPDATE SKIP LOCKED) v)
+                   -- Those first that no turn waits for.
+                   ORDER BY EXISTS (SELECT FROM turnmill.jobs j WHERE j.session_id = s.session_id), s.due_at
+                   LIMIT greatest(need.n, 0) FOR NO KEY UPDATE SKIP LOCKED) v)
                UPDATE turnmill.slots s
                SET state = CASE WHEN victim.paused_s > 0 THEN 'pausing' ELSE 'releasing' END,
                    epoch = nextval('turnmill.epochs'),
@@ -40,8 +60,9 @@ impl Store {
                RETURNING s.id, s.epoch AS "epoch!", s.sandbox_id, s.nonce AS "nonce!", s.state = 'pausing' AS "pause!""#,
             hold.as_secs_f64(),
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&mut tx)
         .await?;
+        tx.commit().await?;
         let releasing = rows.into_iter().map(|r| Releasing {
             slot_id: r.id,
             epoch: r.epoch,

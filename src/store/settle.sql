@@ -20,9 +20,9 @@ turn AS (
     FROM job WHERE t.id = job.turn_id
 ),
 -- Where no agent was started, the sandbox still holds what it held before, if anything. None is kept until an age at
--- which the session's next turn might outlive it.
+-- which the session's next turn might outlive it, nor of a template that the pool has no more.
 fate AS (
-    SELECT s.id, CASE WHEN job.phase IN ('agent', 'finish') THEN job.turn_id ELSE s.holds END AS holds, s.retire, p.paused_s,
+    SELECT s.id, s.create_request ->> 'templateID' = p.template AS current, CASE WHEN job.phase IN ('agent', 'finish') THEN job.turn_id ELSE s.holds END AS holds, s.retire, p.paused_s,
            least(clock_timestamp() + make_interval(secs => p.warm_s),
                  s.sandbox_at + make_interval(secs => p.sandbox_max_s - p.turn_timeout_s)) AS warm_until
     FROM job JOIN turnmill.slots s ON s.id = job.slot_id AND s.epoch = $2 JOIN turnmill.pools p ON p.name = s.pool
@@ -32,7 +32,7 @@ slot AS (
     SET state = f.state, holds = f.holds, turn_id = NULL,
         due_at = CASE f.state WHEN 'warm' THEN f.warm_until WHEN 'pausing' THEN clock_timestamp() + make_interval(secs => $10) * 2
                               ELSE clock_timestamp() + make_interval(secs => $10) END
-    FROM (SELECT fate.*, CASE WHEN NOT $17::boolean OR holds IS NULL THEN 'releasing'
+    FROM (SELECT fate.*, CASE WHEN NOT $17::boolean OR holds IS NULL OR NOT current THEN 'releasing'
                               WHEN warm_until > clock_timestamp() AND NOT retire THEN 'warm'
                               WHEN paused_s > 0 THEN 'pausing'
                               ELSE 'releasing' END AS state FROM fate) f

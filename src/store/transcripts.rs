@@ -77,14 +77,19 @@ impl Store {
         )
         .execute(&mut tx)
         .await?;
-        // A fork that has not begun yet will want the one that it was made from.
+        // Counted are those that can be restored. What this turn began from stays, so that it can be retried; and what a fork
+        // was made from, until that has begun.
         sqlx::query!(
             "DELETE FROM turnmill.transcripts x
-             USING (SELECT turn_id, row_number() OVER (ORDER BY ordinal DESC) AS nth FROM turnmill.transcripts WHERE session_id = $1) of
-             WHERE x.turn_id = of.turn_id AND of.nth > (SELECT p.context_versions FROM turnmill.pools p WHERE p.name = $2)
+             WHERE x.session_id = $1
+               AND x.ordinal < (SELECT n.ordinal FROM turnmill.transcripts n WHERE n.session_id = $1 AND n.data IS NOT NULL
+                                ORDER BY n.ordinal DESC LIMIT 1 OFFSET (SELECT p.context_versions - 1 FROM turnmill.pools p WHERE p.name = $2))
+               AND x.turn_id IS DISTINCT FROM (SELECT a.id FROM turnmill.ancestors($3) a JOIN turnmill.transcripts b ON b.turn_id = a.id
+                                               WHERE b.data IS NOT NULL ORDER BY a.n LIMIT 1)
                AND NOT EXISTS (SELECT FROM turnmill.sessions f WHERE f.forked_from = x.turn_id AND f.turns < 2)",
             job.session_id,
             job.pool,
+            job.turn_id,
         )
         .execute(&mut tx)
         .await?;

@@ -177,7 +177,13 @@ async fn run_agent(
     let luggage = files::gather(worker, job, &sandbox).await?;
     context::tell(worker, job, &[("conversation", forgotten.as_deref()), ("files", luggage.lost.as_deref())]).await?;
     held.idle = false;
-    let probe = match startup::start(worker, job, &sandbox, &launch(worker, job, &memory, &luggage)).await? {
+    let rules = luggage.rules.clone();
+    let start = launch(worker, job, &memory, &luggage);
+    // They may be large, and the turn may be long.
+    drop((memory, luggage));
+    let started = startup::start(worker, job, &sandbox, &start).await?;
+    drop(start);
+    let probe = match started {
         Ok(probe) => probe,
         Err(happened) => return Ok(happened),
     };
@@ -185,7 +191,7 @@ async fn run_agent(
     let happened = follow::to_the_end(worker, &sandbox, copier, cancel, probe).await?;
     if let Some(exit) = copier.exit() {
         context::keep(worker, &sandbox, job, exit).await?;
-        files::keep(worker, &sandbox, job, &luggage.rules, exit).await?;
+        files::keep(worker, &sandbox, job, &rules, exit).await?;
     }
     Ok(happened)
 }
@@ -271,7 +277,8 @@ async fn keeps(worker: &Worker, job: &Claimed, copier: &Copier<'_>, happened: &H
     if job.warm.is_zero() {
         return true;
     }
-    match worker.e2b.set_timeout(id, job.warm + WARM_SLACK).await {
+    // Never shorter than it has now: whoever adopts the turn should this worker end before the settle needs it.
+    match worker.e2b.set_timeout(id, job.sandbox_timeout.max(job.warm + WARM_SLACK)).await {
         Ok(lives) => lives,
         // As long as it lives anyway: who takes it up finds out.
         Err(error) => {

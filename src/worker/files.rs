@@ -61,9 +61,9 @@ pub(super) async fn gather(worker: &Worker, job: &Claimed, sandbox: &Sandbox) ->
             Parcel { archive: Some(Bytes::new()), ..Parcel::default() }
         }));
     }
-    // What an attempt before has left is no more so: should this one's sandbox be lost, nobody knows the files.
+    // What an attempt before has left is no more so: should this one's sandbox be lost, nobody knows the files, nor what was said.
     if job.attempt > 1 {
-        persist(|| worker.store.forget_files(job)).await?;
+        persist(|| worker.store.forget_attempt(job)).await?;
     }
     if fresh {
         let before = persist_free(|| worker.store.files_before(&job.turn_id)).await?;
@@ -97,7 +97,7 @@ fn state_before<'a>(before: &'a [Before], policy: &str) -> (Option<&'a Before>, 
                 break;
             }
             (Some(_), missing) => missing.clone(),
-            (None, _) if turn.started => Some("its sandbox was lost before".to_owned()),
+            (None, _) if turn.started => Some("its sandbox was lost before, or they were forgotten since".to_owned()),
             (None, _) => continue,
         };
         gap.get_or_insert_with(|| format!("the files of turn {} were not saved: {}", turn.ordinal, why.unwrap_or_default()));
@@ -298,7 +298,10 @@ mod tests {
         assert_eq!(said(&[turn(2, Some("carried"), None), turn(1, Some("saved"), None)], "hooks"), (None, none()));
         let (from, why) = said(&[turn(3, None, None), turn(2, Some("lost"), Some("huge")), turn(1, Some("saved"), None)], "auto");
         assert_eq!(from, Some(1));
-        assert_eq!(why, "the files of turn 3 were not saved: its sandbox was lost before; they are as they were after turn 1");
+        assert_eq!(
+            why,
+            "the files of turn 3 were not saved: its sandbox was lost before, or they were forgotten since; they are as they were after turn 1"
+        );
         assert_eq!(said(&[turn(1, Some("lost"), Some("huge"))], "auto"), (None, "the files of turn 1 were not saved: huge".to_owned()));
         assert_eq!(said(&[turn(1, Some("saved"), Some("odd"))], "auto").1, "not all files of turn 1 were saved: odd");
         assert_eq!(said(&[turn(1, Some("saved"), None)], "none").1, "the files of turn 1 were not saved: the pool keeps none");

@@ -39,7 +39,6 @@ pub(super) async fn keep(worker: Worker, stop: CancellationToken) {
 }
 
 async fn once(worker: &Worker) -> anyhow::Result<()> {
-    worker.store.forget_old().await?;
     for slot in worker.store.release_leaked_slots().await? {
         warn!(slot.id = slot, "Slot {slot} was held for a turn that has no job; it is released");
     }
@@ -58,6 +57,7 @@ async fn once(worker: &Worker) -> anyhow::Result<()> {
     }
     let (pools, counts): (Vec<String>, Vec<i32>) = running.into_iter().unzip();
     worker.store.note_reported(&pools, &counts).await?;
+    worker.store.forget_old().await?;
     Ok(())
 }
 

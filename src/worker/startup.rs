@@ -177,6 +177,8 @@ where
 fn not_ready(job: &Claimed, envd: Option<&str>, error: &SandboxError) -> Happened {
     let config = |code, text| Happened::StartupFailed(StartupFailure::Config(TurnError::new(code, text)));
     match error {
+        // The session's kept sandbox; a new one may do.
+        _ if job.unseen && job.sandbox_id.is_some() => lost(job, &error.to_string()),
         SandboxError::DiskFull(_) => config("sandbox_disk_full", format!("{error}; give the template more disk, or the project less")),
         SandboxError::Unfit(_) => config("template_unfit", format!("{error}; build it anew: e2b/README.md")),
         SandboxError::Refused(_) if envd.is_some_and(is_old) => {

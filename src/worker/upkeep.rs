@@ -18,6 +18,9 @@ const TIDY: Duration = Duration::from_secs(1);
 /// How long a release that was taken over is left to whoever took it.
 const RELEASE_HOLD: Duration = Duration::from_secs(10);
 
+/// How long one tries to pause a sandbox: less than the least hold of a pause, which is a minute.
+const PAUSE_MAX: Duration = Duration::from_secs(45);
+
 /// Releases, and kills of parked sandboxes, of one round.
 const RELEASES_MAX: i64 = 50;
 
@@ -60,6 +63,7 @@ pub(super) async fn watch_cancels(worker: Worker, stop: CancellationToken) {
 
 /// Keeps the queue going where no single transaction can.
 pub(super) async fn tidy(worker: Worker, stop: CancellationToken) {
+    let ending = stop.clone();
     let tidy = async {
         loop {
             sleep(TIDY.mul_f64(0.75 + rand::random::<f64>() / 2.0)).await;
@@ -68,7 +72,11 @@ pub(super) async fn tidy(worker: Worker, stop: CancellationToken) {
             }
             match worker.store.due_releases(RELEASES_MAX, RELEASE_HOLD).await {
                 Ok(due) => {
-                    futures::future::join_all(due.iter().map(|slot| release(&worker, slot))).await;
+                    let (pauses, kills): (Vec<_>, Vec<_>) = due.into_iter().partition(|slot| slot.pause);
+                    for slot in pauses {
+                        release_beside(&worker, slot, &ending);
+                    }
+                    futures::future::join_all(kills.iter().map(|slot| release(&worker, slot))).await;
                 }
                 Err(error) => debug!(%error, "Could not look for releases that are due"),
             }
@@ -85,13 +93,17 @@ pub(super) async fn evict_warm(worker: &Worker, stop: &CancellationToken) {
         Ok(evicted) => {
             for slot in evicted {
                 debug!(slot.id = slot.slot_id, "The warm sandbox of slot {} makes room", slot.slot_id);
-                let (worker, stop) = (worker.clone(), stop.clone());
-                // The claimer does not wait for it. What is dropped half-way is due again soon.
-                tokio::spawn(async move { stop.run_until_cancelled(release(&worker, &slot)).await });
+                release_beside(worker, slot, stop);
             }
         }
         Err(error) => debug!(%error, "Could not look for warm sandboxes to give up"),
     }
+}
+
+/// Nobody waits for it. What is dropped half-way is due again soon.
+fn release_beside(worker: &Worker, slot: Releasing, stop: &CancellationToken) {
+    let (worker, stop) = (worker.clone(), stop.clone());
+    tokio::spawn(async move { stop.run_until_cancelled(release(&worker, &slot)).await });
 }
 
 /// Kills or pauses the slot's sandbox and frees the slot. What fails is done again by anyone when it is due.
@@ -113,10 +125,11 @@ pub(super) async fn release(worker: &Worker, slot: &Releasing) {
 /// Pauses the slot's sandbox for its session's next turn; `false`: it is to be killed.
 async fn park(worker: &Worker, slot: &Releasing) -> bool {
     let Some(id) = slot.sandbox_id.as_deref() else { return false };
-    let paused = (|| worker.e2b.pause(id))
+    let pausing = (|| worker.e2b.pause(id))
         .retry(ExponentialBuilder::default().with_min_delay(Duration::from_millis(200)).with_jitter())
-        .when(|error| !matches!(error, ApiError::Refused(_)))
-        .await;
+        .when(|error| !matches!(error, ApiError::Refused(_)));
+    // Not for longer than it is ours: whoever takes it over asks again, and the session's next turn may run in it then.
+    let Ok(paused) = tokio::time::timeout(PAUSE_MAX, pausing).await else { return true };
     match paused {
         Ok(lives) => freed(worker, slot, lives).await,
         Err(error) => {

@@ -294,15 +294,61 @@ async fn a_warm_sandbox_needs_no_free_slot_and_no_create_and_obeys_its_tenant_s_
     fleet.store.hold_creates("default", hold, 0.0).await.unwrap();
     fleet.sql("UPDATE turnmill.sessions SET tenant_id = 'a' WHERE id = $1", "warm").await;
     fleet.store.set_tenant("a", TenantChange { running_max: Some(Some(0)), ..TenantChange::default() }).await.unwrap();
+    // It would need a create, so it lacks no slot that the warm one could give it.
+    let cold = fleet.enqueue_in("x", Some("cold")).await.turn_id;
     let next = fleet.enqueue_in("x", Some("warm")).await.turn_id;
     assert!(worker.claim(5).await.is_empty());
     assert_eq!(fleet.turn(&next).await.waits_for.as_deref(), Some("tenant_limit"));
+    assert_eq!(fleet.turn(&cold).await.waits_for.as_deref(), Some("create_rate"));
     fleet.store.set_tenant("a", TenantChange { running_max: Some(Some(1)), ..TenantChange::default() }).await.unwrap();
     assert_eq!(fleet.turn(&next).await.waits_for, None, "nothing is in its way");
     let claimed = worker.claim_one().await;
     assert_eq!((claimed.turn_id, claimed.slot_id, claimed.sandbox_id.as_deref()), (next, job.slot_id, Some("sandbox-of-warm")));
     assert!(claimed.unseen && claimed.holds == Some(job.turn_id));
     assert!(fleet.store.evict_warm(Duration::ZERO).await.unwrap().is_empty());
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn no_more_warm_sandboxes_go_than_turns_lack_slots_however_many_workers_look(pool: PgPool) {
+    let fleet = Fleet::new(pool);
+    keep(&fleet, 600, 0).await;
+    fleet.cap("default", 4).await;
+    let worker = fleet.worker("w").await;
+    for session in ["one", "two", "three", "four"] {
+        let job = begin(&fleet, &worker, session).await;
+        assert_eq!(fleet.store.settle(&job, &keeping(), Duration::ZERO).await.unwrap(), Ok(Kept::Warm));
+    }
+    fleet.store.set_tenant("a", TenantChange { running_max: Some(Some(1)), ..TenantChange::default() }).await.unwrap();
+    for n in 0..3 {
+        let turn = Enqueue {
+            prompt: "x".to_owned(),
+            project_id: Some("p1".to_owned()),
+            session_id: Some(format!("waiting {n}")),
+            tenant_id: Some("a".to_owned()),
+            ..Enqueue::default()
+        };
+        fleet.store.enqueue(&turn).await.unwrap();
+    }
+    let looks = (0..6).map(|_| fleet.store.evict_warm(Duration::from_secs(30)));
+    let evicted: usize = futures::future::join_all(looks).await.into_iter().map(|evicted| evicted.unwrap().len()).sum();
+    assert_eq!(evicted, 1, "their tenant may run one");
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn turns_that_left_no_conversation_push_none_out(pool: PgPool) {
+    let fleet = Fleet::new(pool);
+    keep(&fleet, 0, 0).await;
+    fleet.store.set_pool("default", &PoolChange { context_versions: Some(2), ..PoolChange::default() }).await.unwrap();
+    let worker = fleet.worker("w").await;
+    let good = turnmill::keys::Sealed { key_id: None, data: vec![1] };
+    for saved in [Some(&good), None, None, None] {
+        let job = begin(&fleet, &worker, "chat").await;
+        fleet.store.save_transcript(&job, i64::from(saved.is_some()), saved).await.unwrap();
+        crate::harness::settle_and_free(&fleet.store, &job, Ending::Completed).await;
+    }
+    let job = begin(&fleet, &worker, "chat").await;
+    let past = fleet.store.past(&job).await.unwrap();
+    assert_eq!((past.saved.is_some(), past.missing, past.bytes), (true, 0, Some(0)), "the first one's is there, and nothing since");
 }
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]

@@ -24,7 +24,8 @@ pub fn check(evidence: &Evidence, found: &mut Vec<Difference>) {
         let mut before: Vec<&str> = Vec::new();
         for turn in turns.iter() {
             let blocks = evidence.blocks.get(&turn.id).map(Vec::as_slice).unwrap_or_default();
-            let lost = blocks.iter().any(|block| block.content["kind"] == "context_lost");
+            let told = |block: &Block| block.content["lost"].as_array().is_some_and(|lost| lost.contains(&"conversation".into()));
+            let lost = blocks.iter().any(|block| block.content["kind"] == "context_lost" && told(block));
             if lost {
                 since.clear();
             }
