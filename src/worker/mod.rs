@@ -6,6 +6,7 @@
 //! | `runtime` | runs each turn under apalis' Monitor |
 //! | `attempt` | one worker's time with one turn, on one page |
 //! | `startup` | a sandbox for it, made or found again |
+//! | `launch` | what the agent is started with |
 //! | `context` | the conversation of the turns before, brought in and kept |
 //! | `follow` | journal → lines → blocks → writer, until the agent has ended |
 //! | `writer` | commits the blocks of all turns together |
@@ -22,6 +23,7 @@ mod claims;
 mod context;
 mod files;
 mod follow;
+mod launch;
 mod lease;
 mod lines;
 mod news;
