@@ -13,7 +13,7 @@ use super::auth::{Caller, TurnsWrite};
 use super::problem::{Problem, escape};
 use super::request::{Checks, ID_MAX, Id, Json};
 use super::sessions::{bind, foreign_is_unknown};
-use super::shapes::{OnBusy, location};
+use super::shapes::{Object, OnBusy, location};
 use crate::store::{Bounds, Enqueue, NewSession, Receipt as Row};
 
 /// A turn to enqueue.
@@ -27,6 +27,10 @@ pub struct EnqueueTurn {
     #[serde(default)]
     #[schema(value_type = Option<TurnOptions>)]
     options: Option<Map<String, Value>>,
+    /// Files for the agent's working directory; it sees the images among them.
+    #[serde(default)]
+    #[schema(max_items = 50, value_type = Option<Vec<Attachment>>)]
+    attachments: Option<Vec<Object<Attachment>>>,
     /// What becomes of it while the session is busy; without it, as the session says.
     #[serde(default)]
     on_busy: Option<OnBusy>,
@@ -50,6 +54,44 @@ pub struct EnqueueTurn {
     #[serde(default)]
     #[schema(min_length = 1, max_length = 63, pattern = "^[a-z0-9][a-z0-9_.-]*$", example = "default")]
     pool: Option<String>,
+}
+
+/// A file that comes with a message: `text`, or `base64` of anything.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Attachment {
+    /// Where it lands, from the agent's working directory.
+    #[schema(min_length = 1, max_length = 255, pattern = "^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$", example = "data/report.csv")]
+    path: String,
+    /// Its content, if that is text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(pattern = "^[^\\u0000]*$")]
+    text: Option<String>,
+    /// Its content, whatever it is, in the alphabet with + and /, with = at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(content_encoding = "base64")]
+    base64: Option<String>,
+    /// By the name, without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(pattern = "^[a-z0-9]+/[a-z0-9.+-]+$", max_length = 100, example = "text/csv")]
+    media_type: Option<String>,
+}
+
+impl Attachment {
+    fn check(&self, checks: &mut Checks, nth: usize) {
+        let at = |field: &str| format!("/attachments/{nth}{field}");
+        let one = self.text.is_some() != self.base64.is_some();
+        checks.must(one, &at(""), "must have either text or base64");
+        checks.must(!self.path.contains('\0'), &at("/path"), "must have no NUL in it");
+        checks.must(
+            !self.text.as_deref().is_some_and(|text| text.contains('\0')),
+            &at("/text"),
+            "must have no NUL in it; send it as base64",
+        );
+        let odd = |text: &Option<String>| text.as_deref().is_some_and(|text| text.contains('\0'));
+        checks.must(!odd(&self.base64), &at("/base64"), "must be base64");
+        checks.must(!odd(&self.media_type), &at("/media_type"), "must be a media type");
+    }
 }
 
 /// Per-turn settings, for the document: texts and numbers, of those that the pool allows.
@@ -147,6 +189,9 @@ impl EnqueueTurn {
             checks.id(pointer, value.as_deref());
         }
         checks.pool(self.pool.as_deref());
+        for (nth, attachment) in self.attachments.iter().flatten().enumerate() {
+            attachment.0.check(&mut checks, nth);
+        }
         let priority = self.priority.unwrap_or(0);
         checks.must((-1000..=1000).contains(&priority), "/priority", "must be from -1000 to 1000");
         let bound = *bounds != Bounds::default();
@@ -189,7 +234,7 @@ pub async fn enqueue(
         user_id: body.user_id.clone(),
         tenant_id: tenant_id.clone(),
         fork: None,
-        attachments: None,
+        attachments: body.attachments.map(|files| files.into_iter().map(|file| serde_json::to_value(file.0).unwrap_or_default()).collect()),
         on_busy: body.on_busy.map(|on_busy| on_busy.as_str().to_owned()),
     };
     let row = if app.store.session(&session_id, bounds).await?.is_some() {

@@ -174,8 +174,20 @@ fn pointer_of(message: &str) -> String {
     if let Some(option) = message.strip_prefix("option \"").and_then(|rest| rest.split('"').next()) {
         return format!("/options/{}", escape(option));
     }
+    if let Some(nth) = message.strip_prefix("attachment ").and_then(|rest| rest.split(' ').next()?.parse::<usize>().ok()) {
+        return format!("/attachments/{}", nth.saturating_sub(1));
+    }
+    if message.contains("attachments") {
+        return "/attachments".to_owned();
+    }
     let fields = [("the prompt", "/user_message"), ("options", "/options"), ("on_busy", "/on_busy"), ("project_id", "/project_id")];
-    let more = [("session_id", "/id"), ("tenant_id", "/tenant_id"), ("idempotency_key", "")];
+    let more = [
+        ("attachments", "/attachments"),
+        ("the attachments", "/attachments"),
+        ("session_id", "/id"),
+        ("tenant_id", "/tenant_id"),
+        ("idempotency_key", ""),
+    ];
     fields.iter().chain(&more).find(|(start, _)| message.starts_with(start)).map_or(String::new(), |(_, pointer)| (*pointer).to_owned())
 }
 

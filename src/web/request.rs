@@ -1,6 +1,8 @@
 //! What a handler takes from a request: an id of the path, the query, the body. What is wrong with them is said as a
 //! [`Problem`], with the place.
 
+use std::time::Duration;
+
 use axum::extract::rejection::PathRejection;
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::header::CONTENT_TYPE;
@@ -9,16 +11,20 @@ use axum::http::{HeaderMap, Uri};
 use futures::StreamExt as _;
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::App;
 use super::problem::{Problem, escape};
+use super::shapes::Object;
 
 /// Longest id and key; as everywhere in the schema.
 pub const ID_MAX: usize = 255;
 
 /// Longest query of a request.
 const QUERY_MAX_BYTES: usize = 8192;
+
+/// A body may come as slowly as this, once `arrival_max` is over: 100 kB a second.
+const SLOWEST_BYTE: Duration = Duration::from_micros(10);
 
 /// An id from the path. What can't be one is not found, as one that isn't there.
 #[derive(Debug)]
@@ -88,11 +94,11 @@ impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
 
     async fn from_request(request: Request, app: &App) -> Result<Self, Problem> {
         is_json(request.headers())?;
-        parse(&read(request, app).await?).map(Self)
+        Ok(Self(parse::<Object<T>>(&read(request, app).await?)?.0))
     }
 }
 
-/// A body of JSON that may be left out.
+/// A body of JSON that may be left out, or null.
 #[derive(Debug)]
 pub struct Maybe<T>(pub T);
 
@@ -106,7 +112,7 @@ impl<T: DeserializeOwned + Default> FromRequest<App> for Maybe<T> {
             return Ok(Self(T::default()));
         }
         announced?;
-        parse(&body).map(Self)
+        Ok(Self(parse::<Option<Object<T>>>(&body)?.unwrap_or_default().0))
     }
 }
 
@@ -123,19 +129,20 @@ fn is_json(headers: &HeaderMap) -> Result<(), Problem> {
 async fn read(request: Request, app: &App) -> Result<Vec<u8>, Problem> {
     let max = app.config.body_max_bytes;
     let mut chunks = request.into_body().into_data_stream();
-    let all = async {
-        let mut body = Vec::new();
-        while let Some(chunk) = chunks.next().await {
-            let chunk = chunk.map_err(|_| Problem::new("invalid_request", "The body broke off."))?;
-            if body.len() + chunk.len() > max {
-                return Err(Problem::new("body_too_large", format!("The body is larger than {max} bytes.")));
-            }
-            body.extend_from_slice(&chunk);
+    let mut body = Vec::new();
+    let mut until = Instant::now() + app.config.arrival_max;
+    loop {
+        let chunk = timeout_at(until, chunks.next()).await;
+        let late = |_| Problem::new("request_timeout", "The body took too long to arrive.");
+        let Some(chunk) = chunk.map_err(late)? else { return Ok(body) };
+        let chunk = chunk.map_err(|_| Problem::new("invalid_request", "The body broke off."))?;
+        if body.len() + chunk.len() > max {
+            return Err(Problem::new("body_too_large", format!("The body is larger than {max} bytes.")));
         }
-        Ok(body)
-    };
-    let late = |_| Err(Problem::new("request_timeout", "The body took too long to arrive."));
-    timeout(app.config.arrival_max, all).await.unwrap_or_else(late)
+        body.extend_from_slice(&chunk);
+        // A large one may take longer, but not for ever.
+        until += SLOWEST_BYTE.saturating_mul(u32::try_from(chunk.len()).unwrap_or(u32::MAX));
+    }
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {

@@ -239,9 +239,9 @@ pub async fn interrupt(
     caller: Caller<TurnsCancel>,
     State(app): State<App>,
     Id(id): Id,
-    Maybe(body): Maybe<Option<CancelBody>>,
+    Maybe(body): Maybe<CancelBody>,
 ) -> Result<Answer<Cancelled>, Problem> {
-    let reason = body.unwrap_or_default().reason()?;
+    let reason = body.reason()?;
     app.store.session(&id, &caller.bounds).await?.ok_or_else(Problem::not_found)?;
     let (turn_id, status) = app.store.interrupt(&id, reason.as_deref()).await?.unzip();
     app.hub.poke(&id);
@@ -279,13 +279,13 @@ pub async fn token(
     caller: Caller<TurnsRead>,
     State(app): State<App>,
     Id(id): Id,
-    Maybe(body): Maybe<Option<MakeToken>>,
+    Maybe(body): Maybe<MakeToken>,
 ) -> Result<Response, Problem> {
     if caller.bounds.session_id.is_some() {
         return Err(Problem::new("insufficient_scope", "A session's token makes no others."));
     }
     let longest = app.config.session_token_max.as_secs().max(1);
-    let seconds = body.unwrap_or_default().expires_in_s.unwrap_or(300.min(longest));
+    let seconds = body.expires_in_s.unwrap_or(300.min(longest));
     if seconds < 1 || seconds > longest {
         return Err(Problem::body("/expires_in_s", format!("expires_in_s must be from 1 to {longest}")));
     }

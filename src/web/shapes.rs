@@ -1,7 +1,11 @@
 //! What several resources share.
 
+use std::marker::PhantomData;
+
 use axum::http::HeaderValue;
-use serde::{Deserialize, Serialize};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
 use super::problem::Problem;
@@ -13,6 +17,26 @@ pub struct Page<T> {
     pub data: Vec<T>,
     /// To be given as `cursor` for the next page; null: this was the last.
     pub next_cursor: Option<String>,
+}
+
+/// A JSON object and nothing else: serde would take an array of a struct's fields for the struct.
+#[derive(Debug, Default)]
+pub struct Object<T>(pub T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OfMap<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for OfMap<T> {
+            type Value = T;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map))
+            }
+        }
+        deserializer.deserialize_map(OfMap(PhantomData)).map(Self)
+    }
 }
 
 /// What becomes of a turn that comes while another of its session is unfinished.

@@ -58,15 +58,13 @@ pub struct StreamEvent {
     retry: u32,
 }
 
-/// `Last-Event-ID`, then `?after=`.
-fn position_of(headers: &HeaderMap, after: Option<String>) -> Result<Option<String>, Problem> {
-    match headers.get("last-event-id") {
-        Some(id) => {
-            let text = id.to_str().map_err(|_| Problem::new("invalid_position", "Last-Event-ID is no position."))?;
-            Ok((!text.is_empty()).then(|| text.to_owned()))
-        }
-        None => Ok(after),
-    }
+/// `Last-Event-ID`, then `?after=`; neither may be nonsense.
+fn position_of<T>(headers: &HeaderMap, query: After, read: fn(&str) -> Result<T, Problem>) -> Result<Option<T>, Problem> {
+    let after = query.after.as_deref().map(read).transpose()?;
+    // Empty is what a client has that has received none.
+    let last = headers.get("last-event-id").filter(|id| !id.is_empty());
+    let last = last.map(|id| id.to_str().map_err(|_| Problem::new("invalid_position", "Last-Event-ID is no position.")).and_then(read));
+    Ok(last.transpose()?.or(after))
 }
 
 /// Stream a turn
@@ -89,7 +87,7 @@ pub async fn turn(
     Query(query): Query<After>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let at = position_of(&headers, query.after)?.map_or(Ok(InTurn::After(-1)), |text| position::in_turn(&text))?;
+    let at = position_of(&headers, query, position::in_turn)?.unwrap_or(InTurn::After(-1));
     let (session, ordinal) = app.store.place_of(&id, &caller.bounds).await?.ok_or_else(Problem::not_found)?;
     match at {
         InTurn::End => Ok(StatusCode::NO_CONTENT.into_response()),
@@ -114,7 +112,7 @@ pub async fn session(
     Query(query): Query<After>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let at = position_of(&headers, query.after)?.map_or(Ok(InSession::START), |text| position::in_session(&text))?;
+    let at = position_of(&headers, query, position::in_session)?.unwrap_or(InSession::START);
     let session = app.store.session(&id, &caller.bounds).await?.ok_or_else(Problem::not_found)?;
     start(app, Progress::in_session(session.id, at), false, caller.until).await
 }

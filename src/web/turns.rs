@@ -230,9 +230,9 @@ pub async fn cancel(
     caller: Caller<TurnsCancel>,
     State(app): State<App>,
     Id(id): Id,
-    Maybe(body): Maybe<Option<CancelBody>>,
+    Maybe(body): Maybe<CancelBody>,
 ) -> Result<Answer<Cancelled>, Problem> {
-    let reason = body.unwrap_or_default().reason()?;
+    let reason = body.reason()?;
     let (session_id, _) = app.store.place_of(&id, &caller.bounds).await?.ok_or_else(Problem::not_found)?;
     let status = app.store.cancel(&id, reason.as_deref()).await?;
     app.hub.poke(&session_id);

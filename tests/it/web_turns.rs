@@ -25,8 +25,17 @@ async fn a_message_is_committed_with_a_receipt_and_the_session_on_the_way(pool: 
 
     let read = site.get(&format!("/v1/turns/{turn}")).await.ok();
     assert_eq!((&read["user_message"], &read["options"], &read["ordinal"]), (&json!("hi"), &json!({ "max_turns": 3 }), &json!(1)));
+    let with =
+        json!({ "user_message": "see", "attachments": [{ "path": "data/a.txt", "text": "hi" }, { "path": "b.bin", "base64": "AAEC" }] });
+    let third = site.post(path, with).await.ok();
+    let files: Vec<(String, Vec<u8>)> = sqlx::query_as("SELECT path, content FROM turnmill.attachments WHERE turn_id = $1 ORDER BY n")
+        .bind(third["turn_id"].as_str())
+        .fetch_all(&site.fleet.pool)
+        .await
+        .unwrap();
+    assert_eq!(files, [("data/a.txt".to_owned(), b"hi".to_vec()), ("b.bin".to_owned(), vec![0, 1, 2])]);
     let session = site.get("/v1/sessions/chat%207%2F%C3%BC").await.ok();
-    assert_eq!((&session["user_id"], &session["unfinished"], &session["current_turn_id"]), (&json!("u1"), &json!(2), &json!(turn)));
+    assert_eq!((&session["user_id"], &session["unfinished"], &session["current_turn_id"]), (&json!("u1"), &json!(3), &json!(turn)));
     let reject = site.post(path, json!({ "user_message": "now", "on_busy": "reject" })).await;
     assert_eq!((reject.status.as_u16(), reject.problem()), (409, "session_busy"));
 }
@@ -62,6 +71,8 @@ async fn what_is_wrong_with_a_body_is_said_with_a_pointer(pool: PgPool) {
     let enqueue = async |body: Value| site.post("/v1/sessions/s1/turns", body).await;
     let cases = [
         (json!({}), ""),
+        (json!(["x"]), ""),
+        (json!({ "user_message": "x", "project_id": "p1", "attachments": [["a", "b"]] }), "/attachments/0"),
         (json!({ "user_message": 5 }), "/user_message"),
         (json!({ "user_message": " \n" , "project_id": "p1"}), "/user_message"),
         (json!({ "user_message": "a\u{0}b", "project_id": "p1" }), "/user_message"),
@@ -73,6 +84,13 @@ async fn what_is_wrong_with_a_body_is_said_with_a_pointer(pool: PgPool) {
         (json!({ "user_message": "x", "project_id": "p1", "on_busy": "perhaps" }), "/on_busy"),
         (json!({ "user_message": "x", "project_id": "p1", "priority": 1e9 }), "/priority"),
         (json!({ "user_message": "x", "project_id": "p1", "mood": "good" }), "/mood"),
+        (json!({ "user_message": "x", "project_id": "p1", "attachments": [{ "path": "a" }] }), "/attachments/0"),
+        (json!({ "user_message": "x", "project_id": "p1", "attachments": [{ "path": "a", "text": "\u{0}" }] }), "/attachments/0/text"),
+        (
+            json!({ "user_message": "x", "project_id": "p1", "attachments": [{ "path": "ok", "text": "" }, { "path": "../a", "text": "" }] }),
+            "/attachments/1",
+        ),
+        (json!({ "user_message": "x", "project_id": "p1", "attachments": [{ "path": "a", "base64": "?" }] }), "/attachments/0"),
         (json!({ "user_message": "x", "project_id": "p1", "options": [] }), "/options"),
         (json!({ "user_message": "x", "project_id": "p1", "options": { "shell/x": "y" } }), "/options/shell~1x"),
         (json!({ "user_message": "x", "project_id": "p1", "options": { "model": {} } }), "/options/model"),
