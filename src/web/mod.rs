@@ -3,7 +3,7 @@
 //! | file | part |
 //! | --- | --- |
 //! | `mod` | every route, in one table; what is around them |
-//! | `enqueue`, `turns`, `sessions`, `blocks`, `queue` | a resource each |
+//! | `enqueue`, `turns`, `sessions`, `blocks`, `artifacts`, `queue` | a resource each |
 //! | `streams` | server-sent events: one reader's backlog, then what the hub tells |
 //! | `hub` | one query for all readers that have caught up |
 //! | `progress`, `position` | where a reader is, and what it is told next: pure |
@@ -13,6 +13,7 @@
 //! | `chat` | a page to talk to an agent, on a server without tokens |
 //! | `server` | connections: limits and the end |
 
+mod artifacts;
 mod auth;
 mod blocks;
 mod chat;
@@ -75,6 +76,8 @@ fn table() -> OpenApiRouter<App> {
         .routes(routes!(turns::cancel))
         .routes(routes!(turns::retry))
         .routes(routes!(blocks::read))
+        .routes(routes!(artifacts::list))
+        .routes(routes!(artifacts::read))
         .routes(routes!(streams::turn))
         .routes(routes!(sessions::create, sessions::list))
         .routes(routes!(sessions::read, sessions::change))

@@ -256,3 +256,37 @@ async fn the_queue_is_told_without_counting_history(pool: PgPool) {
     assert_eq!((&stats["depth"], &stats["ready"], &stats["waiting"], &stats["workers"]), (&json!(2), &json!(1), &json!(1), &json!(1)));
     assert_eq!((&stats["pools"][0]["name"], &stats["pools"][0]["held"]), (&json!("default"), &json!(1)));
 }
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn what_a_turn_has_made_is_listed_and_fetched_as_bytes_to_be_saved(pool: PgPool) {
+    let site = Site::start(pool).await;
+    let turn = site.fleet.enqueue("x").await.turn_id;
+    let path = format!("/v1/turns/{turn}/artifacts");
+    assert_eq!(site.get(&path).await.ok(), json!({ "data": [], "unlisted": null }), "it has not ended");
+    let made = "INSERT INTO turnmill.artifacts (turn_id, n, path, change, bytes, sha256, content)
+                VALUES ($1, 0, 'a/b & c.html', 'created', 8, decode(repeat('00', 32), 'hex'), '<script>'::bytea), ($1, 1, 'huge', 'modified', 9, NULL, NULL),
+                       ($1, 2, 'old', 'deleted', NULL, NULL, NULL)";
+    site.fleet.sql(made, &turn).await;
+    let listed = site.get(&path).await.ok();
+    assert_eq!(
+        listed["data"][0],
+        json!({ "path": "a/b & c.html", "change": "created", "bytes": 8, "sha256": "00".repeat(32), "kept": true })
+    );
+    assert_eq!((&listed["data"][1]["kept"], &listed["data"][2]["change"]), (&json!(false), &json!("deleted")));
+    let get = async |file: &str| {
+        let file = file.replace('&', "%26").replace(' ', "+").replace('/', "%2F");
+        site.request("GET", &format!("{path}/content?path={file}")).bearer_auth(&site.token).send().await.unwrap()
+    };
+    let read = get("a/b & c.html").await;
+    let header = |name: &str| read.headers()[name].to_str().unwrap().to_owned();
+    assert_eq!(
+        ["content-type", "content-disposition", "x-content-type-options"].map(header),
+        ["application/octet-stream", "attachment", "nosniff"]
+    );
+    assert_eq!(read.bytes().await.unwrap(), "<script>");
+    for file in ["huge", "old", "nope"] {
+        assert_eq!(get(file).await.status(), 404, "{file}");
+    }
+    assert_eq!(get("").await.status(), 400);
+    assert_eq!(site.get("/v1/turns/nope/artifacts").await.problem(), "not_found");
+}
