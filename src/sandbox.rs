@@ -161,15 +161,22 @@ pub struct AgentExit {
     /// What went wrong with the hook after it.
     #[serde(default)]
     pub finish: Option<String>,
-    /// Bytes of the conversation that was kept; 0: there was none.
+    /// Bytes of the conversation that was kept; 0: there was none, if it could be looked for.
     #[serde(default)]
     pub transcript_bytes: u64,
+    /// `false`: there is one, but no whole copy could be made. The supervisors of before do not say.
+    #[serde(default = "supposed")]
+    pub transcript_kept: bool,
     /// The agent itself was started.
     #[serde(default)]
     pub ran: bool,
     /// What is there of its files; `None`: the supervisor is from before it looked at them.
     #[serde(default)]
     pub files: Option<FilesExit>,
+}
+
+const fn supposed() -> bool {
+    true
 }
 
 /// What an attempt's supervisor says of the files.
@@ -335,11 +342,6 @@ impl Sandbox {
     /// Bytes `from..to` of the journal, or fewer when it is shorter.
     pub async fn read(&self, from: u64, to: u64) -> Result<Bytes, SandboxError> {
         self.download("journal.jsonl", from..to).await
-    }
-
-    /// The conversation as it was when this attempt's agent had ended; `size` as its exit file says.
-    pub async fn transcript(&self, size: u64) -> Result<Bytes, SandboxError> {
-        self.download("transcript", 0..size).await
     }
 
     /// Lets it live for `timeout` from now. `Gone` when E2B does not know it any more.

@@ -6,6 +6,7 @@ use tracing::warn;
 
 use super::Worker;
 use super::attempt::{LetGo, persist_free};
+use super::files::fetch;
 use crate::block::Block;
 use crate::keys::{Sealed, Vault};
 use crate::sandbox::{AgentExit, Sandbox};
@@ -99,11 +100,16 @@ pub(super) async fn keep(worker: &Worker, sandbox: &Sandbox, job: &Claimed, exit
     if job.transcript.is_none() {
         return Ok(());
     }
+    if !exit.transcript_kept {
+        // Nothing is written down: a size of 0 would say that there was none.
+        warn!(turn.id = %job.turn_id, "No whole copy of turn {}'s conversation could be made in its sandbox", job.turn_id);
+        return Ok(());
+    }
     let bytes = i64::try_from(exit.transcript_bytes).unwrap_or(i64::MAX);
     if bytes == 0 || bytes > job.transcript_max_bytes {
         return persist_free(|| worker.store.save_transcript(job, bytes, None)).await;
     }
-    match sandbox.transcript(exit.transcript_bytes).await {
+    match fetch(worker, sandbox, "transcript", exit.transcript_bytes).await? {
         Ok(conversation) => {
             let sealed = transcript::pack(&worker.vault, &job.turn_id, &conversation);
             persist_free(|| worker.store.save_transcript(job, bytes, Some(&sealed))).await

@@ -220,7 +220,8 @@ fn why(word: &str, rules: &FileRules) -> String {
         "too_large" => format!("they are larger than the pool's workspace_max_bytes of {}", rules.archive_max_bytes),
         "timeout" => "packing them took too long".to_owned(),
         "incomplete" => "some could not be read".to_owned(),
-        _ => "they could not be packed".to_owned(),
+        // Whatever else failed.
+        _ => "they could not be listed or packed whole; the sandbox's disk may be full".to_owned(),
     }
 }
 
@@ -257,7 +258,7 @@ fn unread(listed: &Listed) -> Artifact {
 }
 
 /// A file of this attempt, in pieces; each is asked for again while the sandbox does not answer.
-async fn fetch(worker: &Worker, sandbox: &Sandbox, name: &str, size: u64) -> Result<Result<Bytes, SandboxError>, LetGo> {
+pub(super) async fn fetch(worker: &Worker, sandbox: &Sandbox, name: &str, size: u64) -> Result<Result<Bytes, SandboxError>, LetGo> {
     let mut all = BytesMut::new();
     while (all.len() as u64) < size {
         let from = all.len() as u64;
@@ -322,6 +323,7 @@ mod tests {
         assert_eq!(after("auto", false, 2, Some("incomplete"), Some("all")), ("saved", true));
         assert_eq!(after("auto", false, 2, Some("too_large"), Some("turn")), ("lost", true));
         assert_eq!(after("auto", false, 0, Some("unfit"), None), ("lost", true), "nobody knows");
+        assert_eq!(after("auto", false, 2, Some("failed"), None), ("lost", true));
         assert_eq!(after("snapshot", true, 2, None, Some("all")), ("saved", false));
         assert_eq!(after("hooks", false, 2, None, Some("turn")), ("lost", true));
         assert_eq!(after("none", false, 2, None, None), ("lost", true));

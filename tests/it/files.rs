@@ -264,6 +264,8 @@ async fn files_that_the_hooks_carry_are_not_saved_twice(pool: PgPool) {
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
 async fn files_that_cannot_be_unpacked_fail_the_turn_before_its_agent_starts(pool: PgPool) {
     let all = Running::start(pool).await;
+    let prepare = Some(Some("mkdir data".to_owned()));
+    set(&all, PoolChange { prepare, ..PoolChange::default() }).await;
     turn(&all, &[write("data/made", "1")]).await;
     let prepare = Some(Some("ln -s /tmp data".to_owned()));
     set(&all, PoolChange { prepare, ..PoolChange::default() }).await;

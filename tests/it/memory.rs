@@ -93,3 +93,49 @@ async fn a_sandbox_that_vanishes_costs_the_turn_s_work_but_not_what_was_before(p
     assert_eq!((&read[0]["content"]["text"], &read[1]["content"]["text"]), (&json!("/mock noop"), &json!("end")), "from the turn's start");
     all.stop().await;
 }
+
+/// As on a full disk: the conversation is there, but no copy of it.
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn what_had_no_room_in_the_sandbox_is_said_to_be_lost_and_not_taken_for_none(pool: PgPool) {
+    let all = Running::start(pool).await;
+    let first = all.fleet.enqueue_in("/mock noop", Some("chat")).await.turn_id;
+    all.fleet.ended(&first).await;
+    all.fleet.no_slot_held().await;
+    let script = r#"/mock {"steps": [{"write": {"path": "made", "text": "1"}}, {"text": "here"}, {"sleep_ms": 1500}, {"text": "end"}]}"#;
+    let second = all.fleet.enqueue_in(script, Some("chat")).await.turn_id;
+    all.fleet.has_blocks(&second, 1).await;
+    let sandbox = until("its sandbox", || async { all.e2b.client().list(&[]).await.ok()?.pop() }).await;
+    let turn = format!("root/var/lib/turnmill/turn-{}/attempt-1", all.fleet.message_uuid(&second).await);
+    for file in ["transcript", "now.new"] {
+        std::os::unix::fs::symlink("/dev/full", all.e2b.dir.path().join(&sandbox.id).join(&turn).join(file)).unwrap();
+    }
+    let ended = all.fleet.ended(&second).await;
+    assert_eq!((ended.status.as_str(), ended.attempt), ("completed", 1), "{:?}", ended.error_message);
+    let third = all.fleet.enqueue_in(RECALL, Some("chat")).await.turn_id;
+    all.fleet.ended(&third).await;
+    assert_eq!(texts(&all, &third).await, ["context_lost", "/mock noop"], "it goes on from what there is");
+    let said = all.fleet.blocks(&third).await[0][1].clone();
+    assert_eq!(said["lost"], json!(["conversation", "files"]), "{said}");
+    let why = said["why"].as_str().unwrap();
+    assert!(why.contains("the conversation was not saved after the turn before this one") && why.contains("disk may be full"), "{why}");
+    let noted: Vec<String> = sqlx::query_scalar("SELECT turn_id FROM turnmill.transcripts WHERE turn_id = ANY($1) ORDER BY ordinal")
+        .bind([&first, &second].map(String::clone))
+        .fetch_all(&all.fleet.pool)
+        .await
+        .unwrap();
+    assert_eq!(noted, [first], "of the second nothing is noted, and of the first nothing is deleted");
+    all.stop().await;
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn a_conversation_is_asked_for_again_while_the_sandbox_does_not_answer(pool: PgPool) {
+    let all = Running::start(pool).await;
+    all.e2b.faults(json!([{ "on": "download", "status": 503, "times": 3 }])).await;
+    let first = all.fleet.enqueue_in("/mock noop", Some("chat")).await.turn_id;
+    all.fleet.ended(&first).await;
+    let failed = all.e2b.acts("fault").await.into_iter().filter(|act| act["detail"]["on"] == "download").count();
+    let second = all.fleet.enqueue_in(RECALL, Some("chat")).await.turn_id;
+    all.fleet.ended(&second).await;
+    assert_eq!((texts(&all, &second).await, failed), (vec![json!("/mock noop")], 3));
+    all.stop().await;
+}

@@ -151,7 +151,10 @@ fn the_exit_file_tells_status_size_and_the_end_of_stderr() {
     let files = json!({ "changed": 0, "list_bytes": 0, "unlisted": "off", "archive": null, "archive_bytes": 0, "unsaved": "off", "carried": false });
     assert_eq!(
         said["exit"],
-        json!({ "status": 3, "journal_bytes": 16, "reason": null, "finish": null, "transcript_bytes": 0, "ran": true, "files": files }),
+        json!({
+            "status": 3, "journal_bytes": 16, "reason": null, "finish": null, "transcript_bytes": 0, "transcript_kept": true, "ran": true,
+            "files": files,
+        }),
         "the input was echoed"
     );
     assert_eq!(said["stderr_tail"], "say \"no\" \\ to\tthis: ü");

@@ -43,12 +43,18 @@ impl Place {
 
     /// Runs one attempt to its end; what its supervisor says then.
     fn run(&mut self, turn: &str, attempt: u32, brought: &[&str], script: &str) -> Value {
+        self.run_with(turn, attempt, brought, script, |_| {})
+    }
+
+    /// The same; `meanwhile` is done when the script may have begun.
+    fn run_with(&mut self, turn: &str, attempt: u32, brought: &[&str], script: &str, meanwhile: impl FnOnce(&Self)) -> Value {
         self.epoch += 1;
         let args =
             [&["--input", "/input.jsonl", "--journal-max", "1000000", "--cwd", "/home/user"], brought, &["--", "bash", "-c", script]]
                 .concat();
         let started = self.inner.command_of(turn, attempt, self.epoch, "start", &args).envs(self.settings.clone()).output().unwrap();
         assert!(started.status.success(), "{started:?}");
+        meanwhile(self);
         let since = Instant::now();
         loop {
             let said = self.inner.command_of(turn, attempt, self.epoch, "probe", &[]).output().unwrap();
@@ -57,6 +63,14 @@ impl Place {
                 return said;
             }
             assert!(since.elapsed() < Duration::from_secs(60), "{said}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn wait_for(&self, path: &str) {
+        let since = Instant::now();
+        while !self.home().join(path).exists() {
+            assert!(since.elapsed() < Duration::from_secs(30), "{path}");
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -266,6 +280,182 @@ fn nothing_outside_the_workspace_is_touched_by_what_is_restored() {
     assert_eq!(said["exit"]["status"], 0, "{said}");
     assert_eq!(tree(&out), BTreeMap::from([("victim".into(), "666 safe".to_owned())]));
     assert_eq!(fs::read_to_string(place.home().join("fine")).unwrap(), "good\n");
+}
+
+/// The project's link, in whose place the agent has put a directory.
+#[test]
+fn a_directory_that_the_agent_made_of_a_link_that_leads_out_is_restored_and_the_link_s_end_is_not_touched() {
+    let prepare = "ln -s \"$HOME/way\" data; mkdir inside; ln -s inside in; echo p >data-x";
+    let (mut place, _) = with_a_way_out(prepare);
+    place.run("t", 1, &[], "rm data in; mkdir -p data/sub in; echo one >data/victim; echo two >'data/sub/a] b'; echo three >in/x");
+    let (archive, members) = place.archive("t", 1);
+    assert_eq!(place.changes("t", 1).1, <[String; 0]>::default(), "nothing is gone: {members:?}");
+    let parcel = Parcel::of_state(Some(archive.into()), &members, b"");
+    let (mut next, out) = with_a_way_out(prepare);
+    let brought = next.upload("workspace", &parcel);
+    let said = next.run("u", 1, &["--workspace", &brought], "cat data/victim data/sub/* in/x data-x");
+    assert_eq!((&said["exit"]["status"], &said["exit"]["reason"]), (&json!(0), &Value::Null), "{said}");
+    assert_eq!(fs::read_to_string(next.file("u", 1, "journal.jsonl")).unwrap(), "one\ntwo\nthree\np\n");
+    assert_eq!(tree(&out), BTreeMap::from([("victim".into(), "666 safe".to_owned())]));
+    assert!(fs::read_dir(next.home().join("inside")).unwrap().next().is_none());
+    // Not by a path that goes through the link and back, nor below another link that the plan does not bring.
+    for plan in [
+        "+data\0+data/victim\0+data/../way/victim\0",
+        "+data\0+data/..\0+data/../x\0",
+        "+way/sub\0+way/sub/x\0",
+        "-data/victim\0+data\0+data/x\0",
+    ] {
+        let (mut next, out) = with_a_way_out(prepare);
+        symlink("victim", out.join("sub")).unwrap();
+        let before = tree(&out);
+        let brought = next.upload("workspace", &Parcel { archive: parcel.archive.clone(), plan: plan.into() });
+        let said = next.run("u", 1, &["--workspace", &brought], "true");
+        let refused = plan != "+data\0+data/..\0+data/../x\0";
+        assert!(!refused || said["exit"]["reason"] == "workspace_failed", "{plan}: {said}");
+        assert!(!refused || fs::symlink_metadata(next.home().join("data")).unwrap().is_symlink(), "refused before anything is touched");
+        assert_eq!(tree(&out), before, "{plan}");
+    }
+}
+
+const TALK: [&str; 4] = ["--transcript", "conversation*", "--transcript-max", "50000"];
+
+/// What can't be written whole, one file after the other: each lies where nothing can be.
+#[test]
+fn no_file_that_was_not_written_whole_is_taken_for_whole() {
+    let script = "echo talk >conversation; echo x >made; rm doomed; touch .claude/ready; until [ -e .claude/go ]; do sleep 0.02; done";
+    let null = || Value::Null;
+    let whole = || (null(), null(), json!("all"), true, 5);
+    for (file, expected) in [
+        ("", whole()),
+        ("now.new", (json!("failed"), json!("failed"), null(), true, 5)),
+        ("changes", (json!("failed"), json!("failed"), null(), true, 5)),
+        ("archive", (null(), json!("failed"), json!("turn"), true, 5)),
+        ("transcript", (null(), null(), json!("all"), false, 0)),
+    ] {
+        let mut place = Place::new(&[("TURNMILL_PREPARE", &format!("{PREPARE}; mkdir .claude"))]);
+        let said = place.run_with("t", 1, &TALK, script, |place| {
+            place.wait_for(".claude/ready");
+            if !file.is_empty() {
+                symlink("/dev/full", place.file("t", 1, file)).unwrap();
+            }
+            fs::write(place.home().join(".claude/go"), "").unwrap();
+        });
+        let (exit, files) = (&said["exit"], &said["exit"]["files"]);
+        let found = (
+            files["unlisted"].clone(),
+            files["unsaved"].clone(),
+            files["archive"].clone(),
+            exit["transcript_kept"].as_bool().unwrap(),
+            exit["transcript_bytes"].as_u64().unwrap(),
+        );
+        assert_eq!(found, expected, "{file}: {exit}");
+        let gone = if matches!(file, "now.new" | "changes") { vec![] } else { vec!["doomed".to_owned()] };
+        assert_eq!((place.changes("t", 1).1, files["list_bytes"] == 0), (gone.clone(), gone.is_empty()), "{file}");
+    }
+}
+
+/// There is none; there is one that is too large; there is something that can't be read.
+#[test]
+fn a_conversation_that_cannot_be_copied_is_told_from_none() {
+    for (script, kept, bytes) in [
+        ("true", true, json!(0)),
+        (": >conversation", true, json!(0)),
+        ("head -c 60000 /dev/zero >conversation", true, json!(50_001)),
+        ("mkdir conversation", false, json!(0)),
+        ("echo x >conversation; chmod 0 conversation", false, json!(0)),
+    ] {
+        let mut place = Place::new(&[]);
+        if place.inner.uid.is_none() && script.contains("chmod") {
+            continue;
+        }
+        let said = place.run("t", 1, &TALK, script);
+        assert_eq!((&said["exit"]["transcript_kept"], &said["exit"]["transcript_bytes"]), (&json!(kept), &bytes), "{script}: {said}");
+    }
+}
+
+/// A small file system of its own, where we may make one.
+struct Small(PathBuf);
+
+impl Small {
+    fn at(path: PathBuf, options: &str) -> Option<Self> {
+        let mount = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&path).output();
+        match mount {
+            Ok(done) if done.status.success() => Some(Self(path)),
+            refused => {
+                eprintln!("skipped: no small file system can be mounted here: {refused:?}");
+                None
+            }
+        }
+    }
+
+    /// Leaves room for so many bytes.
+    fn fill(&self, room: u64) {
+        let mut filler = fs::File::create(self.0.join("filler")).unwrap();
+        while filler.write_all(&[1; 4096]).is_ok() {}
+        let size = filler.metadata().unwrap().len();
+        filler.set_len(size / 4096 * 4096 - room).unwrap();
+    }
+
+    fn empty(&self) {
+        drop(fs::remove_file(self.0.join("filler")));
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        drop(std::process::Command::new("umount").arg("-l").arg(&self.0).output());
+    }
+}
+
+/// Whatever room there is: what is said to be there is there, whole, and what is not is said.
+#[test]
+fn a_full_disk_costs_what_has_no_room_and_that_is_said() {
+    let mut place = Place::new(&[("TURNMILL_PREPARE", &format!("{PREPARE}; mkdir .claude; seq -f before-%03g 300 | xargs touch"))]);
+    let Some(small) = Small::at(place.inner.state(), "size=3m") else { return };
+    let script = "head -c 20000 /dev/zero >conversation; seq -f made-%03g 300 | xargs touch; head -c 9000 /dev/urandom >noise; rm -f doomed .claude/ready; \
+                  touch .claude/ready; until [ -e .claude/go ]; do sleep 0.02; done; rm .claude/*";
+    let (mut copies, mut lists, mut archives) = ([0; 2], [0; 2], [0; 2]);
+    for pages in [0, 1, 3, 6, 10, 14, 18, 22, 26, 40, 100] {
+        let turn = format!("t{pages}");
+        let said = place.run_with(&turn, 1, &TALK, script, |place| {
+            place.wait_for(".claude/ready");
+            small.fill(pages * 4096);
+            fs::write(place.home().join(".claude/go"), "").unwrap();
+        });
+        let (exit, files) = (&said["exit"], &said["exit"]["files"]);
+        let kept = exit["transcript_kept"].as_bool().unwrap();
+        assert_eq!(exit["transcript_bytes"], if kept { 20_000 } else { 0 }, "{pages}: {exit}");
+        let (list, gone) = place.changes(&turn, 1);
+        let listed = files["unlisted"].is_null();
+        assert!(listed || (files["unlisted"] == "failed" && files["unsaved"] == "failed" && list.is_empty()), "{pages}: {exit}");
+        assert_eq!(gone.len(), usize::from(listed), "{pages}: {gone:?}");
+        // The first of them makes what all find; it must be the turn's own list that is whole.
+        let all = pages > 0 || list.len() == 303;
+        assert!(!listed || all, "{pages}: {}", list.len());
+        let saved = files["unsaved"].is_null();
+        assert!(!saved || (files["archive"] == "all" && place.archive(&turn, 1).1.len() == 302), "{pages}: {exit}");
+        assert!(saved || files["unsaved"] == "failed", "{pages}: {exit}");
+        copies[usize::from(kept)] += 1;
+        lists[usize::from(listed)] += 1;
+        archives[usize::from(saved)] += 1;
+        small.empty();
+    }
+    assert!([copies, lists, archives].iter().flatten().all(|&times| times > 0), "{copies:?} {lists:?} {archives:?}");
+}
+
+#[test]
+fn half_a_conversation_is_not_gone_on_with() {
+    let mut place = Place::new(&[("TURNMILL_PREPARE", "true"), ("TURNMILL_FILES_POLICY", "off")]);
+    let uid = place.inner.uid.unwrap_or(0);
+    let Some(small) = Small::at(place.home(), &format!("size=1m,uid={uid},gid={uid},mode=755")) else { return };
+    let saved = place.inner.root.path().join("saved");
+    fs::write(&saved, [b'x'; 9000]).unwrap();
+    for (room, left) in [(4096, ""), (16384, "9000\n")] {
+        small.fill(room);
+        let restore = [&TALK[..], &["--restore", "/saved", "--restore-as", "conversation*"]].concat();
+        place.run(&format!("t{room}"), 1, &restore, "stat -c %s conversation*; rm -f conversation*");
+        assert_eq!(fs::read_to_string(place.file(&format!("t{room}"), 1, "journal.jsonl")).unwrap(), left, "{room}");
+    }
 }
 
 #[test]
