@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::blocks::{self, Said};
 use super::outcome::{self, Exit, Outcome};
+use super::preview::Previews;
 use super::seen::Seen;
 use super::text;
 use crate::block::{Block, BlockKind};
@@ -25,6 +26,8 @@ pub struct Fold {
     /// Calls without a result so far, in order, each with its parent.
     open_calls: Vec<(String, Option<String>)>,
     seen: Seen,
+    /// Where somebody may watch.
+    previews: Option<Previews>,
 }
 
 /// A block that is out.
@@ -41,7 +44,27 @@ struct Known {
 impl Fold {
     /// For an attempt whose message had this uuid.
     pub fn new(message_uuid: Option<String>) -> Self {
-        Self { message_uuid, known: HashMap::new(), said: 0, retracted: HashSet::new(), open_calls: Vec::new(), seen: Seen::default() }
+        Self {
+            message_uuid,
+            known: HashMap::new(),
+            said: 0,
+            retracted: HashSet::new(),
+            open_calls: Vec::new(),
+            seen: Seen::default(),
+            previews: None,
+        }
+    }
+
+    /// Takes note also of what is not a block yet.
+    #[must_use]
+    pub fn with_previews(mut self) -> Self {
+        self.previews = Some(Previews::default());
+        self
+    }
+
+    /// What is not a block yet, if it is taken note of.
+    pub fn previews(&self) -> Option<&Previews> {
+        self.previews.as_ref()
     }
 
     /// The agent was told to go on in its conversation: saying nothing, it may have ended before.
@@ -61,6 +84,9 @@ impl Fold {
             return Vec::new();
         };
         self.seen.event(&event);
+        if let Some(previews) = &mut self.previews {
+            previews.event(&event);
+        }
         let mut said: Vec<Block> = self.retraction(&event).into_iter().collect();
         match blocks::of_event(&event) {
             Said::Blocks(blocks) => said.extend(blocks.into_iter().filter_map(|(index, block)| self.fresh(index, block))),

@@ -98,6 +98,9 @@ struct PoolSet {
     /// What is neither listed nor kept, in place of what is now: patterns of names or, with a slash, of paths, split at commas
     #[arg(long, value_name = "PATTERNS", value_delimiter = ',')]
     files_exclude: Option<Vec<String>>,
+    /// Whether readers may watch blocks grow, word by word: adds --include-partial-messages to the agent's command line
+    #[arg(long, value_parser = ["on", "off"])]
+    previews: Option<String>,
     /// Take no more turns from it
     #[arg(long, conflicts_with = "resume")]
     pause: bool,
@@ -207,6 +210,7 @@ impl Pools {
                 workspace_max_bytes: set.workspace_max,
                 artifact_max_bytes: set.artifact_max,
                 files_exclude: set.files_exclude,
+                previews: set.previews.map(|word| word == "on"),
             };
             let made = store.set_pool(&set.name, &change).await.with_context(|| format!("pool \"{}\" was not changed", set.name))?;
             anstream::println!("{} {}.", if made { "Made pool" } else { "Changed pool" }, set.name);

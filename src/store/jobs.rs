@@ -6,6 +6,7 @@ use super::{Fenced, Store};
 
 /// A job that this worker holds, with all that it needs to act.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "columns of a row")]
 pub struct Claimed {
     /// The turn.
     pub turn_id: String,
@@ -69,6 +70,8 @@ pub struct Claimed {
     pub workdir: Option<String>,
     /// `v1` or `v2` of E2B's create; `None` = as the worker is configured.
     pub api_version: Option<String>,
+    /// Readers may watch its blocks grow.
+    pub previews: bool,
     /// The pool's hooks.
     pub hooks: PoolHooks,
     /// Where in its home the agent keeps a conversation.
@@ -153,6 +156,7 @@ impl Store {
                 transcript_max_bytes: r.transcript_max_bytes,
                 forgets: r.forgets,
                 workdir: r.workdir,
+                previews: r.previews,
                 api_version: r.api_version,
                 hooks: PoolHooks {
                     prepare: r.prepare,
@@ -248,6 +252,7 @@ impl Store {
             self.expire_warm().await,
             self.recount_tenants().await,
             self.sweep_workers().await,
+            self.drop_old_previews().await,
         ];
         done.into_iter().collect()
     }

@@ -8,6 +8,7 @@
 //! | `turns` | enqueue, read turns and blocks |
 //! | `sessions`, `details` | sessions and turns in the bounds of who asks |
 //! | `pages` | what comes after a place in many sessions (`pages.sql`): every stream |
+//! | `previews` | what is not a block yet, for those who watch |
 //! | `overview` | how full the queue is |
 //! | `tokens` | who may ask over HTTP |
 //! | `jobs` | claim (`claim.sql`), phases, hand-over, promotion |
@@ -37,6 +38,7 @@ mod next_attempt;
 mod overview;
 mod pages;
 mod pools;
+mod previews;
 mod reconcile;
 mod refused;
 mod sessions;
@@ -67,6 +69,7 @@ pub use next_attempt::NextAttempt;
 pub use overview::{COUNTED_MAX, QueueRow, QueueTotals};
 pub use pages::{PageLimits, Place, StreamBlock, Trouble, TurnPage, TurnState};
 pub use pools::{Hold, Pool, PoolChange};
+pub use previews::{PreviewPiece, PreviewRow, PreviewWrite};
 pub use reconcile::Correction;
 pub use refused::{Refused, Wrong, refused};
 pub use sessions::{NewSession, SessionFilter, SessionRow};

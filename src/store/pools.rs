@@ -99,6 +99,8 @@ pub struct PoolChange {
     pub artifact_max_bytes: Option<i64>,
     /// Patterns of what is neither listed nor kept.
     pub files_exclude: Option<Vec<String>>,
+    /// Whether readers may watch blocks grow.
+    pub previews: Option<bool>,
 }
 
 impl Store {
@@ -171,13 +173,15 @@ impl Store {
         sqlx::query!(
             "UPDATE turnmill.pools SET
                workspace = coalesce($2, workspace), workspace_max_bytes = coalesce($3, workspace_max_bytes),
-               artifact_max_bytes = coalesce($4, artifact_max_bytes), files_exclude = coalesce($5, files_exclude)
+               artifact_max_bytes = coalesce($4, artifact_max_bytes), files_exclude = coalesce($5, files_exclude),
+               previews = coalesce($6, previews)
              WHERE name = $1",
             name,
             change.workspace,
             change.workspace_max_bytes,
             change.artifact_max_bytes,
             change.files_exclude.as_deref(),
+            change.previews,
         )
         .execute(&mut tx)
         .await?;

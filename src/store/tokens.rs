@@ -148,6 +148,17 @@ impl Store {
         Ok(Some(Bearer { id: row.id, scopes: row.scopes, bounds, state: row.state, seconds_left: row.seconds_left }))
     }
 
+    /// Which of these tokens are revoked, or gone.
+    pub async fn revoked_of(&self, ids: &[String]) -> sqlx::Result<Vec<String>> {
+        sqlx::query_scalar!(
+            r#"SELECT asked.id AS "id!" FROM unnest($1::text[]) AS asked(id)
+               LEFT JOIN turnmill.api_tokens t USING (id) WHERE t.id IS NULL OR t.revoked_at IS NOT NULL"#,
+            ids
+        )
+        .fetch_all(&self.pool)
+        .await
+    }
+
     /// Removes browsers' tokens that have been over for a day, a few at a time.
     pub async fn forget_expired_tokens(&self) -> sqlx::Result<()> {
         sqlx::query!(

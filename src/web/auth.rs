@@ -72,6 +72,8 @@ pub struct Caller<S> {
     pub bounds: Bounds,
     /// When their right ends.
     pub until: Option<Instant>,
+    /// The token, if there is one.
+    pub token_id: Option<String>,
     scope: PhantomData<S>,
 }
 
@@ -80,7 +82,7 @@ impl<S: Scope> FromRequestParts<App> for Caller<S> {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
         let Some(token) = presented(parts)? else {
-            let open = Self { bounds: Bounds::default(), until: None, scope: PhantomData };
+            let open = Self { bounds: Bounds::default(), until: None, token_id: None, scope: PhantomData };
             return if app.open { Ok(open) } else { Err(Problem::new("missing_token", "The request has no token.")) };
         };
         let invalid = || Problem::new("invalid_token", "The token is not known here.");
@@ -98,7 +100,7 @@ impl<S: Scope> FromRequestParts<App> for Caller<S> {
             return Err(Problem::new("insufficient_scope", format!("The token lacks the scope {}.", S::NAME)));
         }
         let until = bearer.seconds_left.map(|seconds| Instant::now() + Duration::try_from_secs_f64(seconds).unwrap_or_default());
-        Ok(Self { bounds: bearer.bounds, until, scope: PhantomData })
+        Ok(Self { bounds: bearer.bounds, until, token_id: Some(bearer.id), scope: PhantomData })
     }
 }
 

@@ -94,7 +94,7 @@ async fn news(app: &App, place: &Place, page: TurnPage, until: Instant) -> Resul
     let _seat = app.hub.seat().ok_or_else(|| Problem::new("too_many_readers", "This server has as many waiting reads as it takes."))?;
     let mut progress = Progress::in_turn(place.session_id.clone(), place.ordinal, place.seq);
     progress.advance(&[SharedPage::from(page)]);
-    let mut feed = app.hub.join(progress);
+    let mut feed = app.hub.join(progress, false);
     tokio::select! {
         _ = feed.next() => {}
         () = sleep_until(until) => {}

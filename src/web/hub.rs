@@ -10,16 +10,17 @@
 //! What waits for a reader is bounded, in events and in bytes. One that doesn't keep up is dropped, not waited for; its
 //! stream ends with where it was, and it comes back by that.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use super::previews::{self, Newest, Told, Watched};
 use super::progress::{Event, Progress, SharedPage};
 use crate::config;
 use crate::store::{Heard, PageLimits, Place, Store, is_outage};
@@ -60,6 +61,8 @@ struct Reader {
     out: mpsc::Sender<Event>,
     bytes: Arc<AtomicUsize>,
     bytes_max: usize,
+    /// What it was told of blocks that grow, if it wants that.
+    previews: Option<Told>,
 }
 
 /// What a reader gets from the hub.
@@ -96,8 +99,13 @@ impl Hub {
         if store.can_listen() {
             tokio::spawn(listen(store.clone(), inbox.clone(), listening.clone(), stop.clone()));
         }
+        let (watched, watching) = watch::channel(Watched::new());
+        let (publish, newest) = watch::channel(Newest::new());
+        tokio::spawn(previews::follow(store.clone(), watching, publish, stop.clone()));
         let state = State {
             store,
+            watched,
+            newest,
             limits: limits.clone(),
             listening,
             sessions: HashMap::new(),
@@ -116,11 +124,12 @@ impl Hub {
         (taken < self.limits.readers_max).then_some(seat)
     }
 
-    /// From here on the hub tells what is new.
-    pub fn join(&self, progress: Progress) -> Feed {
+    /// From here on the hub tells what is new; with `previews` also blocks while they grow.
+    pub fn join(&self, progress: Progress, previews: bool) -> Feed {
         let (out, events) = mpsc::channel(self.limits.reader_events_max.max(1));
         let bytes = Arc::<AtomicUsize>::default();
-        let reader = Reader { progress, out, bytes: bytes.clone(), bytes_max: self.limits.reader_bytes_max };
+        let reader =
+            Reader { progress, out, bytes: bytes.clone(), bytes_max: self.limits.reader_bytes_max, previews: previews.then(Told::default) };
         // If it is gone the feed ends at once.
         drop(self.inbox.send(Message::Join(reader)));
         Feed { events, bytes }
@@ -135,6 +144,7 @@ impl Hub {
 fn weight(event: &Event) -> usize {
     match event {
         Event::Block(block, _) => block.content.get().len(),
+        Event::Preview(data) => data.len(),
         _ => 256,
     }
 }
@@ -143,6 +153,9 @@ impl Reader {
     /// `false`: it doesn't keep up, or has gone.
     fn tell(&mut self, pages: &[SharedPage]) -> bool {
         for event in self.progress.advance(pages) {
+            if let Some(previews) = &mut self.previews {
+                previews.note(&event);
+            }
             let weight = weight(&event);
             let before = self.bytes.fetch_add(weight, Ordering::Relaxed);
             // A single one that is larger than all that may wait has to pass, too.
@@ -151,6 +164,20 @@ impl Reader {
             }
         }
         !self.progress.over() && !self.out.is_closed()
+    }
+
+    /// Says how blocks grow, where there is room: the next time it is told as much more.
+    fn preview(&mut self, turn_id: &str, now: &previews::TurnNow) {
+        let Some(told) = &mut self.previews else { return };
+        if self.out.capacity() < self.out.max_capacity() / 2 || self.bytes.load(Ordering::Relaxed) > self.bytes_max / 2 {
+            return;
+        }
+        for data in told.advance(turn_id, now, &self.progress) {
+            let event = Event::Preview(data);
+            self.bytes.fetch_add(weight(&event), Ordering::Relaxed);
+            // Who has no room for it is about to be dropped.
+            drop(self.out.try_send(event));
+        }
     }
 }
 
@@ -164,6 +191,9 @@ struct State {
     turns: HashMap<String, String>,
     due: HashSet<String>,
     reasons_at: Instant,
+    /// Unfinished turns whose readers want to see their blocks grow.
+    watched: watch::Sender<Watched>,
+    newest: watch::Receiver<Newest>,
 }
 
 impl State {
@@ -176,6 +206,10 @@ impl State {
                     Some(message) => self.take(message),
                     None => return,
                 },
+                Ok(()) = self.newest.changed() => {
+                    self.preview();
+                    continue;
+                }
                 () = sleep_until(poll_at), if !self.sessions.is_empty() => self.due.extend(self.sessions.keys().cloned()),
             }
             while let Ok(message) = inbox.try_recv() {
@@ -184,6 +218,7 @@ impl State {
             if self.sessions.is_empty() {
                 self.due.clear();
                 self.turns.clear();
+                self.watch_none();
                 continue;
             }
             if self.due.len() == self.sessions.len() {
@@ -251,10 +286,25 @@ impl State {
         Ok(())
     }
 
+    /// What is new of blocks that grow.
+    fn preview(&mut self) {
+        let newest = self.newest.borrow_and_update().clone();
+        for (turn, now) in &newest {
+            let readers = self.turns.get(turn).and_then(|session| self.sessions.get_mut(session));
+            readers.into_iter().flatten().for_each(|reader| reader.preview(turn, now));
+        }
+    }
+
+    fn watch_none(&self) {
+        self.watched.send_if_modified(|watched| !std::mem::take(watched).is_empty());
+    }
+
     fn tell(&mut self, session: &str, pages: &mut HashMap<Key, Vec<SharedPage>>, reasons: bool) {
         let Some(mut readers) = self.sessions.remove(session) else { return };
         let (before, turns) = (readers.len(), &mut self.turns);
         let mut more = false;
+        let mut watched = BTreeSet::new();
+        let newest = self.newest.borrow().clone();
         readers.retain_mut(|reader| {
             let Some(page) = pages.get_mut(&key(&reader.progress.place())) else { return true };
             for turn in page.iter_mut() {
@@ -262,14 +312,22 @@ impl State {
                     turns.remove(&turn.state.turn_id);
                 } else {
                     turns.insert(turn.state.turn_id.clone(), session.to_owned());
+                    if reader.previews.is_some() {
+                        watched.insert(turn.state.turn_id.clone());
+                    }
                 }
                 more |= turn.more;
                 if !reasons {
                     reader.keep_reason(turn);
                 }
             }
-            reader.tell(page)
+            let stays = reader.tell(page);
+            for turn in page.iter().map(|turn| &turn.state.turn_id) {
+                newest.get(turn).into_iter().for_each(|now| reader.preview(turn, now));
+            }
+            stays
         });
+        watch_turns(&self.watched, session, watched);
         if readers.len() < before {
             debug!(session.id = session, "{} readers of session {session} have ended or were dropped", before - readers.len());
         }
@@ -282,6 +340,18 @@ impl State {
         }
         self.sessions.insert(session.to_owned(), readers);
     }
+}
+
+fn watch_turns(watched: &watch::Sender<Watched>, session: &str, turns: BTreeSet<String>) {
+    watched.send_if_modified(|watched| match watched.get(session) {
+        None if turns.is_empty() => false,
+        Some(known) if *known == turns => false,
+        _ if turns.is_empty() => watched.remove(session).is_some(),
+        _ => {
+            watched.insert(session.to_owned(), turns);
+            true
+        }
+    });
 }
 
 /// A place, to be found by.

@@ -6,8 +6,9 @@
 //! | `enqueue`, `turns`, `sessions`, `blocks`, `artifacts`, `queue` | a resource each |
 //! | `streams` | server-sent events: one reader's backlog, then what the hub tells |
 //! | `hub` | one query for all readers that have caught up |
+//! | `previews` | the second lane: blocks while they grow |
 //! | `progress`, `position` | where a reader is, and what it is told next: pure |
-//! | `auth` | tokens, scopes, bounds |
+//! | `auth`, `rights` | tokens, scopes, bounds; those of streams that are open |
 //! | `request`, `problem`, `respond` | what comes in, what is wrong with it, what goes out |
 //! | `document` | the OpenAPI document and the page that shows it |
 //! | `chat` | a page to talk to an agent, on a server without tokens |
@@ -21,11 +22,13 @@ mod document;
 mod enqueue;
 mod hub;
 mod position;
+mod previews;
 mod problem;
 mod progress;
 mod queue;
 mod request;
 mod respond;
+mod rights;
 mod server;
 mod sessions;
 mod shapes;
@@ -51,6 +54,7 @@ pub use auth::{SCOPES, new_token};
 use hub::Hub;
 use problem::Problem;
 use queue::{QueueStats, Recent};
+use rights::Rights;
 
 use crate::config;
 use crate::store::Store;
@@ -61,6 +65,7 @@ pub struct App {
     store: Store,
     config: Arc<config::Web>,
     hub: Hub,
+    rights: Rights,
     /// Whoever can reach it may do everything: on its own machine only.
     open: bool,
     stop: CancellationToken,
@@ -187,10 +192,13 @@ impl Web {
         let address = self.address()?;
         info!(%address, open = self.open, "HTTP API on http://{address}");
         let hub = Hub::start(self.store.clone(), self.config.clone(), stop.clone());
+        let rights = Rights::default();
+        tokio::spawn(rights.clone().keep(self.store.clone(), stop.clone()));
         let app = App {
             store: self.store,
             config: self.config.clone(),
             hub,
+            rights,
             open: self.open,
             stop: stop.clone(),
             stats: Arc::default(),

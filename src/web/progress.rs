@@ -28,6 +28,8 @@ pub enum Event {
     Block(Arc<StreamBlock>, i32),
     /// The turn has ended, and that was all of it.
     End(Arc<TurnState>),
+    /// Of a block that grows, as JSON: from the second lane, without a position.
+    Preview(Arc<str>),
 }
 
 /// One reader's place.
@@ -127,6 +129,13 @@ impl Progress {
         }
     }
 
+    /// Whether what comes next is the turn's block behind `seq`, as far as it was told.
+    pub fn is_behind(&self, ordinal: i32, seq: i32) -> bool {
+        let first = seq == -1 && self.at.seq == -1 && self.at.ordinal < ordinal;
+        let begun = || self.known.keys().next() == Some(&ordinal);
+        self.at == InSession { ordinal, seq } || (first && begun())
+    }
+
     /// What this reader was told of a turn last.
     pub fn known(&self, ordinal: i32) -> Option<&Arc<TurnState>> {
         self.known.get(&ordinal)
@@ -176,6 +185,7 @@ mod tests {
             Event::Generation(turn) => format!("{} over {}", turn.turn_id, turn.generation),
             Event::Block(block, ordinal) => format!("{ordinal}:{}", block.seq),
             Event::End(turn) => format!("{} end", turn.turn_id),
+            Event::Preview(_) => "preview".to_owned(),
         };
         progress.advance(pages).iter().map(name).collect()
     }
@@ -193,6 +203,18 @@ mod tests {
         let ended = [turn(1, "failed", 2, 4..5), turn(2, "cancelled", 1, 0..0), turn(3, "in_progress", 1, 0..1)];
         assert_eq!(told(&mut reader, &ended), ["1:4", "t1 failed", "t1 end", "t2 end", "t3 in_progress", "3:0"]);
         assert!(told(&mut reader, &ended).is_empty());
+    }
+
+    #[test]
+    fn what_is_not_a_block_yet_is_for_whoever_has_all_before_it() {
+        let mut reader = Progress::in_session("s".to_owned(), InSession::START);
+        assert!(!reader.is_behind(2, -1), "it does not know what is before");
+        told(&mut reader, &[turn(1, "in_progress", 1, 0..0), turn(3, "pending", 1, 0..0)]);
+        assert!(reader.is_behind(1, -1) && !reader.is_behind(1, 0) && !reader.is_behind(3, -1));
+        told(&mut reader, &[turn(1, "in_progress", 1, 0..1)]);
+        assert!(reader.is_behind(1, 0) && !reader.is_behind(1, -1));
+        told(&mut reader, &[turn(1, "completed", 1, 1..1)]);
+        assert!(reader.is_behind(3, -1), "there is no second turn");
     }
 
     #[test]

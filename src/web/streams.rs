@@ -24,6 +24,7 @@ use super::position::{self, InSession, InTurn};
 use super::problem::Problem;
 use super::progress::{Event, Progress, SharedPage};
 use super::request::{Id, Query};
+use super::rights::Right;
 use crate::store::{PageLimits, is_outage};
 
 /// Of one reading of a backlog.
@@ -40,6 +41,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(250);
 #[serde(deny_unknown_fields)]
 pub struct After {
     after: Option<String>,
+    previews: Option<bool>,
 }
 
 /// One event of a stream, for the document.
@@ -48,9 +50,10 @@ pub struct StreamEvent {
     /// The position, to be given back as `Last-Event-ID` or `?after=`; only blocks and ends have one.
     #[schema(required = false)]
     id: String,
-    /// status, generation, block, caught_up, end, reconnect. Ignore what you don't know.
+    /// status, generation, block, preview, caught_up, end, reconnect. Ignore what you don't know.
     event: String,
-    /// JSON: of a block as in `BlocksPage`; of a status and an end the turn's status, generation and error.
+    /// JSON: of a block as in `BlocksPage`; of a status and an end the turn's status, generation and error; of a preview as said
+    /// with the stream.
     #[schema(content_media_type = "application/json")]
     data: String,
     /// Milliseconds after which to connect anew.
@@ -59,7 +62,7 @@ pub struct StreamEvent {
 }
 
 /// `Last-Event-ID`, then `?after=`; neither may be nonsense.
-fn position_of<T>(headers: &HeaderMap, query: After, read: fn(&str) -> Result<T, Problem>) -> Result<Option<T>, Problem> {
+fn position_of<T>(headers: &HeaderMap, query: &After, read: fn(&str) -> Result<T, Problem>) -> Result<Option<T>, Problem> {
     let after = query.after.as_deref().map(read).transpose()?;
     // Empty is what a client has that has received none.
     let last = headers.get("last-event-id").filter(|id| !id.is_empty());
@@ -74,9 +77,16 @@ fn position_of<T>(headers: &HeaderMap, query: After, read: fn(&str) -> Result<T,
 /// with every change. A `generation` says that the answer starts over: drop the blocks of it that you have. `caught_up`: all
 /// that was there is told, more may come. `end` has the terminal status and the id `end`; whoever reconnects with that gets 204,
 /// at which browsers stop asking. `reconnect`: the server asks you to connect anew, with the last id.
+///
+/// With `previews=true`, and where the turn's pool has them, a `preview` has what the next block says so far: `{turn_id, generation,
+/// after, parent_tool_use_id, type, tool_name, at, text}`. Put `text` behind what you have, or, with `at` 0, in its place: there is
+/// one preview for each `parent_tool_use_id`. The text of a `tool_use` is the beginning of its parameters' JSON. Drop a preview with
+/// the next `block` of the same `parent_tool_use_id`, with `{"withdrawn": true}`, a `generation`, an `end`, and whenever you
+/// reconnect. Previews have no id, may be left out, and stop at 64 KiB.
 #[utoipa::path(get, path = "/v1/turns/{turn_id}/stream", tag = "Read", operation_id = "stream_turn",
     params(("turn_id" = String, Path, description = "The turn", max_length = 255),
         ("after" = Option<String>, Query, description = "The position to go on from: the id of the last event that was received; without it, from the beginning", pattern = "^(end|-1|[0-9]{1,9})$"),
+        ("previews" = Option<bool>, Query, description = "Also `preview` events, where the turn's pool has them: what the next block says so far"),
         ("Last-Event-ID" = Option<String>, Header, description = "The same, as browsers send it when they reconnect; it goes first", pattern = "^(|end|-1|[0-9]{1,9})$")),
     responses((status = 200, description = "The events", body = StreamEvent, content_type = "text/event-stream"),
         (status = 204, description = "It has ended, and you have all of it")))]
@@ -87,11 +97,11 @@ pub async fn turn(
     Query(query): Query<After>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let at = position_of(&headers, query, position::in_turn)?.unwrap_or(InTurn::After(-1));
+    let at = position_of(&headers, &query, position::in_turn)?.unwrap_or(InTurn::After(-1));
     let (session, ordinal) = app.store.place_of(&id, &caller.bounds).await?.ok_or_else(Problem::not_found)?;
     match at {
         InTurn::End => Ok(StatusCode::NO_CONTENT.into_response()),
-        InTurn::After(seq) => start(app, Progress::in_turn(session, ordinal, seq), true, caller.until).await,
+        InTurn::After(seq) => start(app, &caller, Progress::in_turn(session, ordinal, seq), true, &query).await,
     }
 }
 
@@ -103,6 +113,7 @@ pub async fn turn(
 #[utoipa::path(get, path = "/v1/sessions/{session_id}/stream", tag = "Read", operation_id = "stream_session",
     params(("session_id" = String, Path, description = "The session", max_length = 255),
         ("after" = Option<String>, Query, description = "The position to go on from: the id of the last event that was received; without it, from the beginning", pattern = "^[1-9][0-9]{0,8}:(end|-1|[0-9]{1,9})$"),
+        ("previews" = Option<bool>, Query, description = "Also `preview` events, where the turn's pool has them: what the next block says so far"),
         ("Last-Event-ID" = Option<String>, Header, description = "The same, as browsers send it when they reconnect; it goes first", pattern = "^(|[1-9][0-9]{0,8}:(end|-1|[0-9]{1,9}))$")),
     responses((status = 200, description = "The events", body = StreamEvent, content_type = "text/event-stream")))]
 pub async fn session(
@@ -112,12 +123,12 @@ pub async fn session(
     Query(query): Query<After>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let at = position_of(&headers, query, position::in_session)?.unwrap_or(InSession::START);
+    let at = position_of(&headers, &query, position::in_session)?.unwrap_or(InSession::START);
     let session = app.store.session(&id, &caller.bounds).await?.ok_or_else(Problem::not_found)?;
-    start(app, Progress::in_session(session.id, at), false, caller.until).await
+    start(app, &caller, Progress::in_session(session.id, at), false, &query).await
 }
 
-async fn start(app: App, progress: Progress, one_turn: bool, until: Option<Instant>) -> Result<Response, Problem> {
+async fn start(app: App, caller: &Caller<TurnsRead>, progress: Progress, one_turn: bool, query: &After) -> Result<Response, Problem> {
     let place = progress.place();
     // Whether what the client has still holds is asked of what it has, so that nobody is told in vain to drop it.
     let generation = if place.seq >= 0 { app.store.generation_at(&place).await? } else { None };
@@ -125,7 +136,16 @@ async fn start(app: App, progress: Progress, one_turn: bool, until: Option<Insta
     let seat = app.hub.seat().ok_or_else(|| Problem::new("too_many_readers", "This server has as many streams as it takes."))?;
     let (frames, body) = mpsc::channel(FRAMES);
     let longest = Instant::now() + app.config.stream_max.mul_f64(0.9 + rand::random::<f64>() / 10.0);
-    let stream = Stream { until: until.map_or(longest, |until| until.min(longest)), app, progress, one_turn, frames, _seat: seat };
+    let stream = Stream {
+        until: caller.until.map_or(longest, |until| until.min(longest)),
+        right: caller.token_id.as_deref().map(|id| app.rights.of(id)),
+        app,
+        progress,
+        one_turn,
+        previews: query.previews.unwrap_or(false),
+        frames,
+        _seat: seat,
+    };
     tokio::spawn(stream.run());
     let mut response = Response::new(Body::from_stream(ReceiverStream::new(body)));
     let headers = response.headers_mut();
@@ -150,8 +170,10 @@ struct Stream {
     app: App,
     progress: Progress,
     one_turn: bool,
+    previews: bool,
     frames: mpsc::Sender<Frame>,
     until: Instant,
+    right: Option<Right>,
     _seat: Seat,
 }
 
@@ -187,6 +209,7 @@ impl Stream {
             let places = [&place];
             let read = tokio::select! {
                 read = self.app.store.pages(&places, BACKLOG) => read,
+                () = over(self.right.as_ref()) => return Err(Over::Reconnect("token")),
                 () = self.app.stop.cancelled() => return Err(Over::Reconnect("shutdown")),
             };
             let turns: Vec<SharedPage> = match read {
@@ -217,7 +240,7 @@ impl Stream {
 
     /// What the hub says, until the turn has ended.
     async fn news(&mut self) -> Result<(), Over> {
-        let mut feed = self.app.hub.join(self.progress.clone());
+        let mut feed = self.app.hub.join(self.progress.clone(), self.previews);
         loop {
             tokio::select! {
                 event = feed.next() => match event {
@@ -232,6 +255,7 @@ impl Stream {
                 },
                 () = sleep(self.app.config.heartbeat) => self.write(": still here\n\n".to_owned()).await?,
                 () = tokio::time::sleep_until(self.until) => return Err(Over::Reconnect("time")),
+                () = over(self.right.as_ref()) => return Err(Over::Reconnect("token")),
                 () = self.app.stop.cancelled() => return Err(Over::Reconnect("shutdown")),
                 () = self.frames.closed() => return Err(Over::Gone),
             }
@@ -260,11 +284,20 @@ impl Stream {
                 let id = if self.one_turn { block.seq.to_string() } else { format!("{ordinal}:{}", block.seq) };
                 write("block", Some(id), text(&**block))
             }
+            Event::Preview(data) => write("preview", None, data.to_string()),
             Event::End(turn) => {
                 let id = if self.one_turn { "end".to_owned() } else { format!("{}:end", turn.ordinal) };
                 write("end", Some(id), text(&**turn))
             }
         }
+    }
+}
+
+/// Resolves when the stream's token is revoked; never where there is none.
+async fn over(right: Option<&Right>) {
+    match right {
+        Some(right) => right.over().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -18,6 +18,7 @@ use tracing::{debug, info, warn};
 use super::Worker;
 use super::attempt::{LetGo, unless_fenced};
 use super::lines::{Line, Lines};
+use super::previews::Seat;
 use super::pulse::{Leeway, Pulse};
 use super::running::Cancel;
 use crate::agent::{Exit, Fold, Outcome};
@@ -28,6 +29,10 @@ use crate::turn::Happened;
 
 /// Journal bytes that may wait for the writer before the journal is read no further.
 const WAITING_MAX: u64 = 4 << 20;
+
+/// Journal bytes without a block that are committed with the next block; who adopts the turn reads them again. An agent
+/// that prints its words one by one must not cost a commit for each.
+const IDLE_MAX: u64 = 64 << 10;
 
 /// Bytes of one ranged read.
 const CHUNK: u64 = 4 << 20;
@@ -137,14 +142,17 @@ pub(super) struct Copier<'a> {
     pulse: Arc<Pulse>,
     /// The commit under way, and the offset that it brings. Kept here, so that it is never forgotten half-way.
     writing: Option<AbortOnDropHandle<(u64, Result<(), Fenced>)>>,
+    /// For those who watch.
+    previews: Option<Seat>,
 }
 
 impl<'a> Copier<'a> {
     pub fn new(worker: &'a Worker, job: &'a Claimed) -> Self {
+        let fold = Fold::new(Some(job.message_uuid.clone())).resumed(job.resumes);
         Self {
             worker,
             job,
-            fold: Fold::new(Some(job.message_uuid.clone())).resumed(job.resumes),
+            fold: if job.previews { fold.with_previews() } else { fold },
             lines: Lines::new(worker.config.worker.line_max_bytes),
             read: 0,
             committed: u64::try_from(job.journal_offset).unwrap_or(0),
@@ -152,6 +160,7 @@ impl<'a> Copier<'a> {
             exit: None,
             pulse: Arc::default(),
             writing: None,
+            previews: worker.previews.enter(job),
         }
     }
 
@@ -276,9 +285,10 @@ impl<'a> Copier<'a> {
             Err(error) => return Ok(Some(error)),
         };
         let cut = loop {
-            if self.writing.is_none() && self.lines.consumed() > self.committed {
+            if self.writing.is_none() && (!self.waiting.is_empty() || self.lines.consumed() > self.committed + IDLE_MAX) {
                 self.write();
             }
+            self.preview();
             let room = self.read - self.committed < WAITING_MAX;
             let busy = self.writing.is_some();
             tokio::select! {
@@ -315,6 +325,14 @@ impl<'a> Copier<'a> {
             });
         });
         self.pulse.beat(if self.fold.may_be_silent() { Leeway::Endless } else { Leeway::None });
+    }
+
+    /// Notes what is not a block yet, for those who watch.
+    fn preview(&self) {
+        if let (Some(seat), Some(growing)) = (&self.previews, self.fold.previews()) {
+            let blocks_wait = !self.waiting.is_empty() || self.writing.is_some();
+            seat.note((!blocks_wait).then(|| self.committed()), growing);
+        }
     }
 
     fn write(&mut self) {

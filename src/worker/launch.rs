@@ -18,6 +18,9 @@ pub(super) fn launch(worker: &Worker, job: &Claimed, memory: &Memory, luggage: &
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         command.push(format!("--{}={value}", key.replace('_', "-")));
     }
+    if job.previews {
+        command.push("--include-partial-messages".to_owned());
+    }
     let mut environment: BTreeMap<String, String> = job
         .agent_env
         .as_object()

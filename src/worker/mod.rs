@@ -11,6 +11,7 @@
 //! | `follow` | journal → lines → blocks → writer, until the agent has ended |
 //! | `writer` | commits the blocks of all turns together |
 //! | `news` | tells readers of it |
+//! | `previews` | what is not a block yet, for those who watch |
 //! | `lease` | the process's right to act, on its own monotonic clock |
 //! | `upkeep` | cancels, promotions, releases |
 //! | `reconcile` | slots against what E2B says, one worker of the fleet at a time |
@@ -27,6 +28,7 @@ mod launch;
 mod lease;
 mod lines;
 mod news;
+mod previews;
 mod pulse;
 mod reconcile;
 mod running;
@@ -77,6 +79,7 @@ pub struct Worker {
     pub wake: Arc<Notify>,
     writer: writer::Writer,
     news: news::News,
+    previews: previews::Previews,
 }
 
 impl Worker {
@@ -100,6 +103,7 @@ impl Worker {
             wake: Arc::new(Notify::new()),
             writer: writer::Writer::spawn(store.clone(), config.worker.flush, news.clone(), background),
             news,
+            previews: previews::Previews::default(),
             store,
             config,
         })
@@ -119,6 +123,7 @@ impl Worker {
         background.spawn(upkeep::watch_cancels(self.clone(), stop.clone()));
         background.spawn(upkeep::tidy(self.clone(), stop.clone()));
         background.spawn(reconcile::keep(self.clone(), stop.clone()));
+        background.spawn(self.previews.clone().keep(self.store.clone(), stop.clone()));
         background.close();
         let worker = self.clone();
         let ended = runtime::run(&self, stop.clone(), move |assignment| {

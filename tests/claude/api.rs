@@ -31,6 +31,8 @@ pub enum Answer {
     Say(Vec<Part>),
     /// The same with a pause before each event.
     Slowly(Duration, Vec<Part>),
+    /// Text a few letters at a time, with a pause before each event.
+    Typed(Duration, Vec<Part>),
     /// The connection breaks in the middle of the message.
     Cut(Vec<Part>),
     /// An error status with the API's own type.
@@ -96,9 +98,11 @@ impl Api {
 async fn messages(State(api): State<Api>, Json(request): Json<Value>) -> Response {
     let model = request["model"].as_str().unwrap_or_default().to_owned();
     let streams = request["stream"] == true;
-    let (pause, parts, cut) = match api.answer(request) {
+    let answer = api.answer(request);
+    let letters = if matches!(answer, Answer::Typed(..)) { 8 } else { usize::MAX };
+    let (pause, parts, cut) = match answer {
         Answer::Say(parts) => (Duration::ZERO, parts, false),
-        Answer::Slowly(pause, parts) => (pause, parts, false),
+        Answer::Slowly(pause, parts) | Answer::Typed(pause, parts) => (pause, parts, false),
         Answer::Cut(parts) => (Duration::ZERO, parts, true),
         Answer::Fail(status, kind) => {
             let error = json!({ "type": "error", "error": { "type": kind, "message": format!("{kind} on demand") } });
@@ -109,7 +113,7 @@ async fn messages(State(api): State<Api>, Json(request): Json<Value>) -> Respons
     if !streams {
         return Json(whole(&model, &parts)).into_response();
     }
-    let mut events = events(&model, &parts);
+    let mut events = events(&model, &parts, letters);
     if cut {
         // In the middle of the last block.
         events.truncate(events.len() - 4);
@@ -146,19 +150,22 @@ fn whole(model: &str, parts: &[Part]) -> Value {
 }
 
 /// A message as the API streams it.
-fn events(model: &str, parts: &[Part]) -> Vec<(&'static str, Value)> {
+fn events(model: &str, parts: &[Part], letters: usize) -> Vec<(&'static str, Value)> {
     let message = message(model, &[], None, 1);
     let mut events = vec![("message_start", json!({ "type": "message_start", "message": message }))];
+    let typed = |text: &str, delta: fn(String) -> Value| -> Vec<Value> {
+        text.chars().collect::<Vec<_>>().chunks(letters).map(|some| delta(some.iter().collect())).collect()
+    };
     for (index, part) in parts.iter().enumerate() {
         let (start, deltas) = match part {
-            Part::Text(text) => (json!({ "type": "text", "text": "" }), vec![json!({ "type": "text_delta", "text": text })]),
+            Part::Text(text) => (json!({ "type": "text", "text": "" }), typed(text, |text| json!({ "type": "text_delta", "text": text }))),
             Part::Thinking(text) => (
                 json!({ "type": "thinking", "thinking": "", "signature": "" }),
                 vec![json!({ "type": "thinking_delta", "thinking": text }), json!({ "type": "signature_delta", "signature": "c2lnbmVk" })],
             ),
             Part::Tool(id, name, input) => (
                 json!({ "type": "tool_use", "id": id, "name": name, "input": {} }),
-                vec![json!({ "type": "input_json_delta", "partial_json": input.to_string() })],
+                typed(&input.to_string(), |json| json!({ "type": "input_json_delta", "partial_json": json })),
             ),
         };
         events.push(("content_block_start", json!({ "type": "content_block_start", "index": index, "content_block": start })));

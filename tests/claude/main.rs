@@ -8,6 +8,9 @@ mod files;
 #[path = "../it/harness.rs"]
 mod harness;
 mod kept;
+mod previews;
+#[path = "../it/site.rs"]
+mod site;
 
 use std::process::Stdio;
 use std::time::Duration;

@@ -23,6 +23,7 @@ mod kept;
 mod lost_answers;
 mod memory;
 mod outages;
+mod previews;
 mod properties;
 mod queue;
 mod races;

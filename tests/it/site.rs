@@ -164,14 +164,7 @@ impl Site {
     }
 
     pub async fn stream_as(&self, token: &str, path: &str, last: Option<&str>) -> Events {
-        let mut request = self.request("GET", path).bearer_auth(token);
-        if let Some(last) = last {
-            request = request.header("last-event-id", last);
-        }
-        let response = request.send().await.unwrap();
-        assert_eq!(response.status(), 200, "{}", response.text().await.unwrap());
-        assert_eq!(response.headers()["content-type"], "text/event-stream; charset=utf-8");
-        Events { body: response.bytes_stream().boxed(), text: String::new(), last: last.map(str::to_owned) }
+        Events::open(self.request("GET", path).bearer_auth(token), last).await.unwrap()
     }
 }
 
@@ -198,6 +191,15 @@ pub struct Events {
 }
 
 impl Events {
+    /// Connects, with the last id that the client has.
+    pub async fn open(request: RequestBuilder, last: Option<&str>) -> reqwest::Result<Self> {
+        let request = if let Some(last) = last { request.header("last-event-id", last) } else { request };
+        let response = request.send().await?;
+        assert_eq!(response.status(), 200, "{}", response.text().await.unwrap());
+        assert_eq!(response.headers()["content-type"], "text/event-stream; charset=utf-8");
+        Ok(Self { body: response.bytes_stream().boxed(), text: String::new(), last: last.map(str::to_owned) })
+    }
+
     /// The next event; `None`: the stream has ended, in whatever way.
     pub async fn next(&mut self) -> Option<Sse> {
         timeout(PATIENCE, self.wait()).await.expect("the next event comes")

@@ -46,6 +46,24 @@ async fn a_token_is_made_used_shown_and_revoked_and_its_secret_is_nowhere(pool: 
 }
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn streams_of_a_revoked_token_end_within_seconds_and_others_go_on(pool: PgPool) {
+    let site = Site::start(pool).await;
+    site.say("s1", "hi").await;
+    let token = site.token(&["turns:read"], of_project("p1")).await;
+    let mut theirs = site.stream_as(&token, "/v1/sessions/s1/stream", None).await;
+    let mut ours = site.stream("/v1/sessions/s1/stream", None).await;
+    theirs.until("caught_up").await;
+    ours.until("caught_up").await;
+    site.fleet.sql("UPDATE turnmill.api_tokens SET revoked_at = clock_timestamp() WHERE name = $1", "a test").await;
+    assert_eq!(theirs.until("reconnect").await.data["reason"], "token");
+    assert_eq!(theirs.next().await, None);
+    let again = site.as_who(&token, "GET", "/v1/sessions/s1/stream", None).await;
+    assert_eq!((again.status.as_u16(), again.problem()), (401, "revoked_token"));
+    site.as_who(&site.token, "POST", "/v1/sessions/s1/interrupt", Some(json!({}))).await.ok();
+    assert_eq!(ours.until("end").await.data["status"], "cancelled");
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
 async fn without_a_good_token_nothing_is_told(pool: PgPool) {
     let site = Site::start(pool).await;
     site.say("s1", "hi").await;

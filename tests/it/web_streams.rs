@@ -1,15 +1,19 @@
 //! Streams: nothing is missed and nothing comes twice, whoever goes away and comes back, and no status stays stale.
 
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 use sqlx::PgPool;
 use tokio::io::AsyncWriteExt as _;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 use turnmill::local::postgres::{self, Postgres, passable_tempdir};
 use turnmill::store::{self, Store};
 use turnmill::turn::Ending;
 
-use crate::harness::{Fleet, Running, until};
+use crate::crash::worker;
+use crate::harness::{Fleet, LocalE2b, Running, TURNMILL, starts_in, until, use_mock};
 use crate::site::{Events, Hand, Shown, Site, Sse};
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
@@ -177,6 +181,75 @@ async fn a_reader_that_is_cut_off_again_and_again_misses_nothing_and_sees_nothin
     let expected: Vec<String> = (0..BLOCKS).map(|nth| nth.to_string()).collect();
     assert_eq!(shown.texts(), expected);
     assert!(connections > 10, "{connections}");
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn five_hundred_connections_under_killed_workers_and_servers_add_up_to_every_block_once(pool: PgPool) {
+    const CONNECTIONS: usize = 500;
+    let fleet = Fleet::new(pool);
+    let e2b = LocalE2b::start().await;
+    use_mock(&fleet.store, &e2b.agent_ledger()).await;
+    let site = Site::with(fleet.clone(), |_| {}).await;
+    let steps: Vec<_> = (0..120).map(|nth| json!({ "text": format!("word {nth}") })).collect();
+    let script = json!({ "delay_ms": 40, "steps": steps }).to_string();
+    let mut turns = Vec::new();
+    for _ in 0..3 {
+        turns.push(site.say("s1", &format!("/mock {script}")).await);
+    }
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let serve = || {
+        let mut command = tokio::process::Command::new(TURNMILL);
+        command.args(["web", "--listen", &address]).envs(fleet.environment()).kill_on_drop(true);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    };
+    let over = CancellationToken::new();
+    let killing = async {
+        let (mut web, mut workers) = (serve(), vec![worker(&fleet, &e2b.url), worker(&fleet, &e2b.url)]);
+        let mut kills = 0;
+        while over.run_until_cancelled(sleep(Duration::from_millis(rand::random_range(300..1500)))).await.is_some() {
+            if rand::random() {
+                web.kill().await.unwrap();
+                web = serve();
+            } else {
+                workers.swap_remove(rand::random_range(0..2)).kill().await.unwrap();
+                workers.push(worker(&fleet, &e2b.url));
+            }
+            kills += 1;
+        }
+        kills
+    };
+    let reading = async {
+        let (mut shown, mut last, mut connections) = (Shown::default(), None::<String>, 0);
+        let request = || site.client.get(format!("http://{address}/v1/sessions/s1/stream")).bearer_auth(&site.token);
+        while shown.ended.len() < turns.len() || connections < CONNECTIONS {
+            let Ok(mut events) = Events::open(request(), last.as_deref()).await else {
+                sleep(Duration::from_millis(20)).await;
+                continue;
+            };
+            connections += 1;
+            // Goes away after some events or some time, wherever that is.
+            let until = tokio::time::Instant::now() + Duration::from_millis(rand::random_range(0..80));
+            for _ in 0..rand::random_range(0..8) {
+                match tokio::time::timeout_at(until, events.next()).await {
+                    Ok(Some(event)) => shown.take(&event),
+                    Ok(None) | Err(_) => break,
+                }
+            }
+            last = events.last;
+        }
+        over.cancel();
+        shown
+    };
+    let (kills, shown) = tokio::join!(killing, reading);
+    assert!(kills > 5, "{kills}");
+    assert_eq!(shown.ended, turns);
+    for turn in &turns {
+        let of_it: Vec<&str> = shown.blocks.iter().filter(|(of, ..)| of == turn).map(|(.., text)| text.as_str()).collect();
+        let expected: Vec<String> = (0..120).map(|nth| format!("word {nth}")).collect();
+        assert_eq!(of_it, expected);
+        assert_eq!(fleet.turn(turn).await.status, "completed");
+    }
+    assert_eq!(starts_in(&e2b.agent_ledger()), turns.len(), "no agent was started twice");
 }
 
 #[tokio::test]

@@ -115,7 +115,7 @@ fn note(act: &str, message: &Message, detail: Value) -> anyhow::Result<()> {
 
 /// Milliseconds since 1970.
 #[expect(clippy::disallowed_methods, reason = "a note for people and tests, which decides nothing")]
-fn now_ms() -> u64 {
+pub fn now_ms() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
@@ -129,16 +129,31 @@ async fn perform(script: &Script, message: &Message, mut memory: Memory) -> Exit
         return ExitCode::FAILURE;
     }
     let mut speech = Speech::going_on(&message.uuid, memory.events());
+    let partial = std::env::args().any(|arg| arg == "--include-partial-messages");
     if !script.foreign {
         say(&[speech.init()]);
     }
     let play = async {
         for (done, step) in script.steps.iter().enumerate().skip(memory.steps()) {
-            tokio::time::sleep(script.pause_before(step)).await;
+            let pause = script.pause_before(step);
+            let pieces = if partial { speech.pieces(step) } else { Vec::new() };
+            match u32::try_from(pieces.len()) {
+                Ok(count @ 1..) => {
+                    for piece in pieces {
+                        say(&[piece]);
+                        tokio::time::sleep(pause / count).await;
+                    }
+                }
+                _ if matches!(step, Step::Clock(_)) => {}
+                _ => tokio::time::sleep(pause).await,
+            }
             memory.note(done + 1, speech.events());
-            let recalled = Step::Text(memory.earlier());
-            let acted = step.act();
-            match speech.step(if *step == Step::Recall { &recalled } else { acted.as_ref().unwrap_or(step) }) {
+            let acted = match step {
+                Step::Recall => Some(Step::Text(memory.earlier())),
+                Step::Clock(words) => Some(tell_the_time(&speech, *words, pause, partial).await),
+                _ => step.act(),
+            };
+            match speech.step(acted.as_ref().unwrap_or(step)) {
                 speech::Act::Say(lines) => say(&lines),
                 speech::Act::Sleep(time) => tokio::time::sleep(time).await,
                 speech::Act::Hang => std::future::pending::<()>().await,
@@ -161,6 +176,23 @@ async fn perform(script: &Script, message: &Message, mut memory: Memory) -> Exit
         }
         _ = terminate.recv() => ExitCode::from(143),
     }
+}
+
+/// A text of so many words within a pause: what time it is when each is said.
+async fn tell_the_time(speech: &Speech, words: u32, pause: Duration, partial: bool) -> Step {
+    let mut text = String::new();
+    if partial {
+        say(&speech.opening(&json!({ "type": "text", "text": "" })));
+    }
+    for _ in 0..words {
+        tokio::time::sleep(pause / words).await;
+        let word = format!("{}\n", now_ms());
+        if partial {
+            say(&[speech.piece("text", &word)]);
+        }
+        text.push_str(&word);
+    }
+    Step::Text(text)
 }
 
 /// One write a line, so that whoever kills us tears at most one.

@@ -32,6 +32,8 @@ pub enum Step {
     Text(String),
     /// A call and, unless it hangs, its result.
     Tool(Tool),
+    /// A text block of this many words, each the milliseconds since 1970 when it was said, on a line.
+    Clock(u32),
     /// A text block with the messages of the conversation before this one, a line each.
     Recall,
     /// Makes a file of its working directory, or changes it.

@@ -7,6 +7,9 @@ use sha2::{Digest as _, Sha256};
 
 use super::script::Step;
 
+/// Characters of a piece: about a model's token.
+const PIECE_CHARS: usize = 4;
+
 /// What to do for a step.
 #[derive(Debug)]
 pub(super) enum Act {
@@ -56,7 +59,7 @@ impl Speech {
             Step::Thinking(text) => vec![self.assistant(&json!({ "type": "thinking", "thinking": text }))],
             Step::Text(text) => vec![self.assistant(&json!({ "type": "text", "text": text }))],
             // Only who runs as a process has a conversation.
-            Step::Recall | Step::Read(_) => vec![self.assistant(&json!({ "type": "text", "text": "" }))],
+            Step::Recall | Step::Read(_) | Step::Clock(_) => vec![self.assistant(&json!({ "type": "text", "text": "" }))],
             Step::Huge(bytes) => vec![self.assistant(&json!({ "type": "text", "text": "m".repeat(*bytes) }))],
             Step::Tool(tool) => {
                 let id = format!("toolu_mock{:04}", self.count);
@@ -82,6 +85,46 @@ impl Speech {
             Step::Hang => return Act::Hang,
             Step::Exit(code) => return Act::Exit { code: *code, last: Vec::new() },
         })
+    }
+
+    /// What comes before a step's block when the words are printed one by one, as with --include-partial-messages.
+    pub fn pieces(&self, step: &Step) -> Vec<Vec<u8>> {
+        let (block, kind, text) = match step {
+            Step::Thinking(text) => (json!({ "type": "thinking", "thinking": "" }), "thinking", text.clone()),
+            Step::Text(text) => (json!({ "type": "text", "text": "" }), "text", text.clone()),
+            Step::Tool(tool) => {
+                (json!({ "type": "tool_use", "id": "toolu_mock", "name": tool.name, "input": {} }), "input_json", tool.input.to_string())
+            }
+            _ => return Vec::new(),
+        };
+        let chars: Vec<char> = text.chars().collect();
+        let pieces = chars.chunks(PIECE_CHARS).map(|piece| self.piece(kind, &piece.iter().collect::<String>()));
+        self.opening(&block).into_iter().chain(pieces).collect()
+    }
+
+    /// A block begins.
+    pub fn opening(&self, block: &Value) -> Vec<Vec<u8>> {
+        let message = json!({ "id": self.message_id(), "role": "assistant", "content": [] });
+        vec![
+            self.partial(&json!({ "type": "message_start", "message": message })),
+            self.partial(&json!({ "type": "content_block_start", "index": 0, "content_block": block })),
+        ]
+    }
+
+    /// It goes on.
+    pub fn piece(&self, kind: &str, text: &str) -> Vec<u8> {
+        let key = if kind == "input_json" { "partial_json" } else { kind };
+        self.partial(&json!({ "type": "content_block_delta", "index": 0, "delta": { "type": format!("{kind}_delta"), key: text } }))
+    }
+
+    /// Without a part in the numbers, and thereby the uuids, of events.
+    fn partial(&self, event: &Value) -> Vec<u8> {
+        let event = json!({ "type": "stream_event", "event": event, "parent_tool_use_id": null, "api_message_id": self.message_id() });
+        format!("{event}\n").into_bytes()
+    }
+
+    fn message_id(&self) -> String {
+        format!("msg_mock{:04}", self.count)
     }
 
     /// The good end.
@@ -121,7 +164,7 @@ impl Speech {
     }
 
     fn assistant(&mut self, part: &Value) -> Vec<u8> {
-        let message = json!({ "id": format!("msg_mock{:04}", self.count), "role": "assistant", "model": "mock", "content": [part] });
+        let message = json!({ "id": self.message_id(), "role": "assistant", "model": "mock", "content": [part] });
         self.last = self.event(json!({ "type": "assistant", "message": message, "parent_tool_use_id": null }));
         self.last.clone()
     }

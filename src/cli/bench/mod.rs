@@ -7,6 +7,7 @@
 mod crowd;
 mod pauses;
 mod starts;
+mod streams;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -64,6 +65,9 @@ pub struct Bench {
     /// Sessions whose turns start in new, warm and woken sandboxes
     #[arg(long, default_value_t = 15)]
     sessions: u32,
+    /// Readers of one web server
+    #[arg(long, default_value_t = 5000)]
+    readers: usize,
     /// Only this part
     #[arg(long, value_enum)]
     only: Option<Part>,
@@ -78,6 +82,8 @@ enum Part {
     Crowd,
     /// A turn's start in a new sandbox, a warm and a woken one
     Starts,
+    /// From an agent's line to its reader's event, in both lanes; and thousands of readers of one web server
+    Streams,
     /// What a killed worker and one told to go cost the turns that they ran
     Pauses,
 }
@@ -109,6 +115,10 @@ impl Bench {
         }
         if wanted(Part::Starts) {
             Box::pin(beside_worker(&store, config.clone(), home, starts::measure(&store, self.sessions))).await?;
+        }
+        if wanted(Part::Streams) {
+            Box::pin(beside_worker(&store, config.clone(), home, streams::lanes(&store, url, home))).await?;
+            Box::pin(streams::crowd(&store, self.readers, url, home)).await?;
         }
         if wanted(Part::Pauses) {
             pauses::measure(&store, self.paused, url, home).await?;
@@ -263,6 +273,7 @@ async fn beside_worker<T>(
     measured
 }
 
+/// Each in a session of its own.
 async fn enqueue(store: &Store, count: u32, prompt: &str) -> anyhow::Result<Vec<String>> {
     let turn = Enqueue { prompt: prompt.to_owned(), project_id: Some("bench".to_owned()), ..Enqueue::default() };
     let mut turns = Vec::new();
@@ -282,11 +293,14 @@ async fn wait_for(store: &Store, turns: &[String]) -> anyhow::Result<()> {
 }
 
 async fn no_op(store: &Store, job: &Claimed) -> anyhow::Result<()> {
-    let settle =
-        Settle { ending: Ending::Completed, blocks: Vec::new(), journal_offset: 0, error: None, usage: None, cost_usd: None, keep: false };
-    store.settle(job, &settle, Duration::from_secs(30)).await??;
+    store.settle(job, &settle_at(0), Duration::from_secs(30)).await??;
     store.slot_freed(job.slot_id, job.epoch).await??;
     Ok(())
+}
+
+/// A good end behind this many bytes of the journal.
+fn settle_at(journal_offset: i64) -> Settle {
+    Settle { ending: Ending::Completed, blocks: Vec::new(), journal_offset, error: None, usage: None, cost_usd: None, keep: false }
 }
 
 async fn percentiles(pool: &PgPool, statement: &'static str) -> anyhow::Result<(f64, f64)> {
