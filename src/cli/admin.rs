@@ -101,6 +101,9 @@ struct PoolSet {
     /// Whether readers may watch blocks grow, word by word: adds --include-partial-messages to the agent's command line
     #[arg(long, value_parser = ["on", "off"])]
     previews: Option<String>,
+    /// Days for which what agents print is kept word for word (turnmill journal); 0: not at all
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(i32).range(0..=3650))]
+    journal_days: Option<i32>,
     /// Take no more turns from it
     #[arg(long, conflicts_with = "resume")]
     pause: bool,
@@ -211,6 +214,7 @@ impl Pools {
                 artifact_max_bytes: set.artifact_max,
                 files_exclude: set.files_exclude,
                 previews: set.previews.map(|word| word == "on"),
+                journal_days: set.journal_days,
             };
             let made = store.set_pool(&set.name, &change).await.with_context(|| format!("pool \"{}\" was not changed", set.name))?;
             anstream::println!("{} {}.", if made { "Made pool" } else { "Changed pool" }, set.name);

@@ -10,6 +10,7 @@ mod complain;
 mod demo;
 mod dev;
 mod doctor;
+mod journal;
 mod keys;
 mod local;
 mod logs;
@@ -85,6 +86,8 @@ pub enum Command {
     Cancel(turns::Cancel),
     /// Enqueue an ended turn's message again
     Retry(turns::RetryArgs),
+    /// Print what a turn's agent printed, word for word
+    Journal(journal::Journal),
     /// Print the conversation as the agent remembers it after a turn
     Transcript(transcript::Transcript),
     /// Make a session that goes on from where another one is, or was
@@ -147,6 +150,7 @@ impl Cli {
             Command::Cancel(cancel) => cancel.run(&config).await,
             Command::Retry(retry) => retry.run(&config).await,
             Command::Transcript(transcript) => transcript.run(&config).await,
+            Command::Journal(journal) => journal.run(&config).await,
             Command::Fork(fork) => fork.run(&config).await,
             Command::Worker(worker) => worker.run(config).await,
             Command::Web(web) => web.run(config).await,

@@ -62,6 +62,8 @@ impl Db {
             ("statement_timeout", limits.statement.as_millis().to_string()),
             ("lock_timeout", limits.lock.as_millis().to_string()),
             ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_MS.to_owned()),
+            // Tables that were empty when they were analysed make it think that a claim is worth seconds of compiling.
+            ("jit", "off".to_owned()),
         ];
         let options = options.application_name("turnmill");
         let (options, begin) = if limits.pgbouncer {

@@ -72,6 +72,8 @@ pub struct Claimed {
     pub api_version: Option<String>,
     /// Readers may watch its blocks grow.
     pub previews: bool,
+    /// What its agent prints is kept word for word.
+    pub keeps_journal: bool,
     /// The pool's hooks.
     pub hooks: PoolHooks,
     /// Where in its home the agent keeps a conversation.
@@ -157,6 +159,7 @@ impl Store {
                 forgets: r.forgets,
                 workdir: r.workdir,
                 previews: r.previews,
+                keeps_journal: r.keeps_journal,
                 api_version: r.api_version,
                 hooks: PoolHooks {
                     prepare: r.prepare,
@@ -253,6 +256,7 @@ impl Store {
             self.recount_tenants().await,
             self.sweep_workers().await,
             self.drop_old_previews().await,
+            self.forget_journals().await,
         ];
         done.into_iter().collect()
     }

@@ -20,6 +20,7 @@
 //! | `pools`, `fleet` | configuration that lives in the database |
 //! | `reconcile` | what E2B says against the slots |
 //! | `transcripts` | what agents remember |
+//! | `journals` | what agents printed, word for word |
 //! | `files` | what turns change, and what comes with messages |
 //! | `tenants` | weights and limits |
 //! | `listen` | wake-ups |
@@ -32,6 +33,7 @@ mod details;
 mod files;
 mod fleet;
 mod jobs;
+mod journals;
 mod kept;
 mod listen;
 mod next_attempt;
@@ -64,6 +66,7 @@ pub use details::TurnDetail;
 pub use files::{Artifact, ArtifactRow, Artifacts, Before, TurnFiles, Workspace};
 pub use fleet::Fleet;
 pub use jobs::{Claimed, PoolHooks, Taken};
+pub use journals::Journal;
 pub use listen::{Heard, Wake};
 pub use next_attempt::NextAttempt;
 pub use overview::{COUNTED_MAX, QueueRow, QueueTotals};

@@ -101,6 +101,8 @@ pub struct PoolChange {
     pub files_exclude: Option<Vec<String>>,
     /// Whether readers may watch blocks grow.
     pub previews: Option<bool>,
+    /// Days for which raw journals are kept; 0 = not at all.
+    pub journal_days: Option<i32>,
 }
 
 impl Store {
@@ -174,7 +176,7 @@ impl Store {
             "UPDATE turnmill.pools SET
                workspace = coalesce($2, workspace), workspace_max_bytes = coalesce($3, workspace_max_bytes),
                artifact_max_bytes = coalesce($4, artifact_max_bytes), files_exclude = coalesce($5, files_exclude),
-               previews = coalesce($6, previews)
+               previews = coalesce($6, previews), journal_days = coalesce($7, journal_days)
              WHERE name = $1",
             name,
             change.workspace,
@@ -182,6 +184,7 @@ impl Store {
             change.artifact_max_bytes,
             change.files_exclude.as_deref(),
             change.previews,
+            change.journal_days,
         )
         .execute(&mut tx)
         .await?;

@@ -187,6 +187,10 @@ async fn run_agent(
     };
     persist(|| worker.store.agent_started(job)).await?;
     let happened = follow::to_the_end(worker, &sandbox, copier, cancel, probe).await?;
+    if let Some(journal) = copier.journal() {
+        let bytes = i64::try_from(journal.bytes).unwrap_or(i64::MAX);
+        persist(|| worker.store.save_journal(job, &journal.data, bytes, journal.whole)).await?;
+    }
     if let Some(exit) = copier.exit() {
         context::keep(worker, &sandbox, job, exit).await?;
         files::keep(worker, &sandbox, job, &rules, exit).await?;

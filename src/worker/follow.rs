@@ -8,7 +8,6 @@ use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use futures::StreamExt as _;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
@@ -17,10 +16,12 @@ use tracing::{debug, info, warn};
 
 use super::Worker;
 use super::attempt::{LetGo, unless_fenced};
+use super::journal;
 use super::lines::{Line, Lines};
 use super::previews::Seat;
 use super::pulse::{Leeway, Pulse};
 use super::running::Cancel;
+use super::silence::Silence;
 use crate::agent::{Exit, Fold, Outcome};
 use crate::block::Block;
 use crate::sandbox::{AgentExit, AgentState, Probe, Sandbox, SandboxError, Signal};
@@ -144,6 +145,8 @@ pub(super) struct Copier<'a> {
     writing: Option<AbortOnDropHandle<(u64, Result<(), Fenced>)>>,
     /// For those who watch.
     previews: Option<Seat>,
+    /// All that was read, where the pool keeps that.
+    journal: Option<journal::Copy>,
 }
 
 impl<'a> Copier<'a> {
@@ -161,6 +164,7 @@ impl<'a> Copier<'a> {
             pulse: Arc::default(),
             writing: None,
             previews: worker.previews.enter(job),
+            journal: job.keeps_journal.then(journal::Copy::default),
         }
     }
 
@@ -177,6 +181,11 @@ impl<'a> Copier<'a> {
     /// How the agent has ended, once it has.
     pub fn exit(&self) -> Option<&AgentExit> {
         self.exit.as_ref()
+    }
+
+    /// All that was read, to be kept; nothing where the pool keeps none, or nothing was read.
+    pub fn journal(&mut self) -> Option<journal::Copied> {
+        self.journal.take().map(journal::Copy::finish).filter(|copied| copied.bytes > 0)
     }
 
     /// Ends for calls that never ended.
@@ -317,6 +326,9 @@ impl<'a> Copier<'a> {
 
     fn take(&mut self, bytes: &[u8]) {
         self.read += bytes.len() as u64;
+        if let Some(journal) = &mut self.journal {
+            journal.push(bytes);
+        }
         let (fold, waiting) = (&mut self.fold, &mut self.waiting);
         self.lines.push(bytes, |line, _| {
             waiting.extend(match line {
@@ -369,34 +381,6 @@ async fn written(writing: &mut Option<AbortOnDropHandle<(u64, Result<(), Fenced>
     *writing = None;
     done?;
     Ok(to)
-}
-
-/// Growing pauses for as long as a silent sandbox is worth waiting for.
-#[derive(Debug)]
-struct Silence {
-    max: Duration,
-    since: Instant,
-    pauses: ExponentialBackoff,
-}
-
-impl Silence {
-    fn new(max: Duration) -> Self {
-        let pauses = ExponentialBuilder::default()
-            .with_min_delay(Duration::from_millis(50))
-            .with_max_delay(Duration::from_secs(1))
-            .with_jitter()
-            .without_max_times()
-            .build();
-        Self { max, since: Instant::now(), pauses }
-    }
-
-    fn ends(&mut self) {
-        *self = Self::new(self.max);
-    }
-
-    fn next(&mut self) -> Option<Duration> {
-        self.pauses.next().filter(|_| self.since.elapsed() < self.max)
-    }
 }
 
 fn exit_of(exit: &AgentExit, stderr_tail: String) -> Exit {

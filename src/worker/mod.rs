@@ -9,6 +9,7 @@
 //! | `launch` | what the agent is started with |
 //! | `context` | the conversation of the turns before, brought in and kept |
 //! | `follow` | journal → lines → blocks → writer, until the agent has ended |
+//! | `journal` | a copy of all that the agent printed |
 //! | `writer` | commits the blocks of all turns together |
 //! | `news` | tells readers of it |
 //! | `previews` | what is not a block yet, for those who watch |
@@ -24,6 +25,7 @@ mod claims;
 mod context;
 mod files;
 mod follow;
+mod journal;
 mod launch;
 mod lease;
 mod lines;
@@ -33,6 +35,7 @@ mod pulse;
 mod reconcile;
 mod running;
 pub mod runtime;
+mod silence;
 mod startup;
 mod upkeep;
 mod writer;

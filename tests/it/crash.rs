@@ -25,6 +25,8 @@ const TURN_MS: u64 = 1500;
 pub fn worker(fleet: &Fleet, e2b_url: &str) -> Child {
     let mut command = Command::new(TURNMILL);
     command.arg("worker").envs(fleet.environment()).env("E2B_API_URL", e2b_url).env("E2B_SANDBOX_URL", e2b_url).env("E2B_API_KEY", "local");
+    // It is the test that kills them, soon after they have taken a turn or not.
+    command.env("TURNMILL_RETRY__CRASHES_MAX", "1000");
     command.env("TURNMILL_WORKER__LEASE", "2s").env("TURNMILL_WORKER__HEARTBEAT", "300ms").env("TURNMILL_WORKER__POLL", "100ms");
     command.kill_on_drop(true).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }

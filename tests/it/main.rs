@@ -19,6 +19,7 @@ mod files;
 mod hooks;
 mod house;
 mod interleavings;
+mod journals;
 mod kept;
 mod lost_answers;
 mod memory;

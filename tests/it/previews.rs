@@ -193,7 +193,7 @@ async fn a_preview_needs_the_fence_and_the_place(pool: PgPool) {
         assert!(store.write_previews(&[wrong]).await.unwrap().is_empty());
     }
     assert!(store.previews(&[(turn.clone(), 0, 0)]).await.unwrap().is_empty());
-    assert_eq!(store.write_previews(std::slice::from_ref(&write)).await.unwrap(), [turn.clone()]);
+    assert_eq!(store.write_previews(std::slice::from_ref(&write)).await.unwrap(), std::slice::from_ref(&turn));
     let rows = store.previews(&[(turn.clone(), 0, 0)]).await.unwrap();
     assert_eq!((rows.len(), rows[0].after_seq, rows[0].ordinal, rows[0].text.as_deref()), (1, 0, 1, Some("tw")));
     assert!(store.previews(&[(turn.clone(), rows[0].epoch, rows[0].n)]).await.unwrap().is_empty(), "that is all");

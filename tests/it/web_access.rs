@@ -48,7 +48,7 @@ async fn a_token_is_made_used_shown_and_revoked_and_its_secret_is_nowhere(pool: 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
 async fn streams_of_a_revoked_token_end_within_seconds_and_others_go_on(pool: PgPool) {
     let site = Site::start(pool).await;
-    site.say("s1", "hi").await;
+    let turn = site.say("s1", "hi").await;
     let token = site.token(&["turns:read"], of_project("p1")).await;
     let mut theirs = site.stream_as(&token, "/v1/sessions/s1/stream", None).await;
     let mut ours = site.stream("/v1/sessions/s1/stream", None).await;
@@ -59,7 +59,7 @@ async fn streams_of_a_revoked_token_end_within_seconds_and_others_go_on(pool: Pg
     assert_eq!(theirs.next().await, None);
     let again = site.as_who(&token, "GET", "/v1/sessions/s1/stream", None).await;
     assert_eq!((again.status.as_u16(), again.problem()), (401, "revoked_token"));
-    site.as_who(&site.token, "POST", "/v1/sessions/s1/interrupt", Some(json!({}))).await.ok();
+    site.as_who(&site.token, "POST", &format!("/v1/turns/{turn}/cancel"), None).await.ok();
     assert_eq!(ours.until("end").await.data["status"], "cancelled");
 }
 

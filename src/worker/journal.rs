@@ -1,0 +1,94 @@
+//! A copy of the raw journal, compressed while it is read. Whoever takes a turn over reads it from its first byte, so the
+//! copy is always from the beginning.
+
+use std::io::Write as _;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+
+/// Most bytes of a copy, compressed: of a journal that is larger the beginning is kept.
+const KEPT_MAX: usize = 32 << 20;
+
+/// What was read so far.
+#[derive(Debug)]
+pub(super) struct Copy {
+    /// `None`: it is full, or finished.
+    gzip: Option<GzEncoder<Vec<u8>>>,
+    full: Vec<u8>,
+    bytes: u64,
+    max: usize,
+}
+
+/// A finished copy.
+#[derive(Debug)]
+pub(super) struct Copied {
+    /// As gzip.
+    pub data: Vec<u8>,
+    /// That were read.
+    pub bytes: u64,
+    /// Whether `data` has all of them.
+    pub whole: bool,
+}
+
+impl Default for Copy {
+    fn default() -> Self {
+        Self::of_at_most(KEPT_MAX)
+    }
+}
+
+impl Copy {
+    fn of_at_most(max: usize) -> Self {
+        Self { gzip: Some(GzEncoder::new(Vec::new(), Compression::fast())), full: Vec::new(), bytes: 0, max }
+    }
+
+    /// The next bytes of the journal.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.bytes += bytes.len() as u64;
+        let Some(gzip) = &mut self.gzip else { return };
+        // Into memory: it can't fail.
+        drop(gzip.write_all(bytes));
+        if gzip.get_ref().len() > self.max {
+            self.full = self.end();
+        }
+    }
+
+    /// All of it; nothing can be pushed any more.
+    pub fn finish(mut self) -> Copied {
+        let whole = self.gzip.is_some();
+        let data = if whole { self.end() } else { std::mem::take(&mut self.full) };
+        Copied { data, bytes: self.bytes, whole }
+    }
+
+    fn end(&mut self) -> Vec<u8> {
+        self.gzip.take().and_then(|gzip| gzip.finish().ok()).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use flate2::read::GzDecoder;
+
+    use super::Copy;
+
+    fn unpacked(data: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        GzDecoder::new(data).read_to_end(&mut bytes).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn a_copy_has_every_byte_or_says_that_it_has_not() {
+        let noise: Vec<u8> = (0..400_000).map(|_| rand::random()).collect();
+        let mut all = Copy::of_at_most(1 << 20);
+        noise.chunks(7_000).for_each(|chunk| all.push(chunk));
+        let all = all.finish();
+        assert!(all.whole && all.bytes == 400_000 && unpacked(&all.data) == noise);
+        let mut some = Copy::of_at_most(100_000);
+        noise.chunks(7_000).for_each(|chunk| some.push(chunk));
+        let some = some.finish();
+        let kept = unpacked(&some.data);
+        assert!(!some.whole && some.bytes == 400_000 && kept.len() >= 100_000 && noise.starts_with(&kept));
+    }
+}
