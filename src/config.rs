@@ -17,6 +17,7 @@ use serde::Deserialize;
 use crate::e2b::ApiVersion;
 use crate::store;
 use crate::turn::RetryPolicy;
+use crate::webhooks;
 
 const DEFAULTS: &str = include_str!("../config/default.toml");
 
@@ -38,6 +39,8 @@ pub struct Config {
     pub retry: RetryPolicy,
     /// The HTTP API.
     pub web: Web,
+    /// Who is told that turns have ended.
+    pub webhooks: webhooks::Settings,
 }
 
 /// The workers' own keys.
@@ -275,6 +278,7 @@ impl Config {
         anyhow::ensure!(!self.database.lock_timeout.is_zero(), "database.lock_timeout must be more than zero");
         anyhow::ensure!(self.database.connections >= 2, "database.connections must be at least 2");
         crate::web::check(&self.web)?;
+        self.webhooks.check()?;
         Ok(())
     }
 }

@@ -14,4 +14,5 @@ pub mod tls;
 pub mod transcript;
 pub mod turn;
 pub mod web;
+pub mod webhooks;
 pub mod worker;

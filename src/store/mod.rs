@@ -10,6 +10,8 @@
 //! | `pages` | what comes after a place in many sessions (`pages.sql`): every stream |
 //! | `previews` | what is not a block yet, for those who watch |
 //! | `overview` | how full the queue is |
+//! | `webhooks` | endpoints that are told when turns end |
+//! | `outbox`, `deliveries` | what they are told: due, tried (`due_deliveries.sql`, `delivery_failed.sql`); listed, sent again |
 //! | `tokens` | who may ask over HTTP |
 //! | `jobs` | claim (`claim.sql`), phases, hand-over, promotion |
 //! | `blocks` | the fenced group append (`append.sql`) |
@@ -29,6 +31,7 @@
 
 mod blocks;
 mod db;
+mod deliveries;
 mod details;
 mod files;
 mod fleet;
@@ -37,6 +40,7 @@ mod journals;
 mod kept;
 mod listen;
 mod next_attempt;
+mod outbox;
 mod overview;
 mod pages;
 mod pools;
@@ -50,6 +54,7 @@ mod tenants;
 mod tokens;
 mod transcripts;
 mod turns;
+mod webhooks;
 mod workers;
 
 use std::time::Duration;
@@ -62,6 +67,7 @@ use db::Db;
 
 pub use blocks::{Answer, Append, Position};
 pub use db::Limits;
+pub use deliveries::{Delivery, REPLAYED_MAX, Replay, Since};
 pub use details::TurnDetail;
 pub use files::{Artifact, ArtifactRow, Artifacts, Before, TurnFiles, Workspace};
 pub use fleet::Fleet;
@@ -69,6 +75,7 @@ pub use jobs::{Claimed, PoolHooks, Taken};
 pub use journals::Journal;
 pub use listen::{Heard, Wake};
 pub use next_attempt::NextAttempt;
+pub use outbox::{Due, FailedTry, Room};
 pub use overview::{COUNTED_MAX, QueueRow, QueueTotals};
 pub use pages::{PageLimits, Place, StreamBlock, Trouble, TurnPage, TurnState};
 pub use pools::{Hold, Pool, PoolChange};
@@ -82,6 +89,7 @@ pub use tenants::{Tenant, TenantChange};
 pub use tokens::{Bearer, Bounds, NewToken, TokenRow};
 pub use transcripts::{Past, SavedBy};
 pub use turns::{BlockRow, Enqueue, Reading, Receipt, Seam, TurnRow};
+pub use webhooks::{Endpoint, EndpointChange, NewEndpoint};
 pub use workers::{Renewal, WorkerRow};
 
 /// The migrations of the schema, in `migrations/`.

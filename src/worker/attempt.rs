@@ -264,6 +264,7 @@ async fn end(
     };
     let kept = persist(|| worker.store.settle(job, &settle, held.hold())).await?;
     worker.news.of(&job.turn_id);
+    worker.turn_ended.notify_one();
     let code = settle.error.as_ref().map_or("", |e| &e.code);
     info!(turn.id = %job.turn_id, turn.status = ending.as_str(), error.code = code, "Turn {} {} {code}", job.turn_id, ending.as_str());
     Ok(kept)

@@ -52,6 +52,7 @@ use crate::config::Config;
 use crate::e2b;
 use crate::keys::{Credentials, Vault};
 use crate::store::Store;
+use crate::webhooks::Courier;
 
 pub use claims::Assignment;
 pub use lease::Lease;
@@ -80,6 +81,8 @@ pub struct Worker {
     pub running: Running,
     /// Wakes the claimer.
     pub wake: Arc<Notify>,
+    /// Wakes the courier of webhooks.
+    turn_ended: Arc<Notify>,
     writer: writer::Writer,
     news: news::News,
     previews: previews::Previews,
@@ -104,6 +107,7 @@ impl Worker {
             lease: Arc::new(Lease::new()),
             running: Running::default(),
             wake: Arc::new(Notify::new()),
+            turn_ended: Arc::new(Notify::new()),
             writer: writer::Writer::spawn(store.clone(), config.worker.flush, news.clone(), background),
             news,
             previews: previews::Previews::default(),
@@ -120,6 +124,7 @@ impl Worker {
     /// Runs until `stop`, then hands every turn over and returns within moments, whatever they do.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
         info!(worker.id = %self.id, fleet.id = %self.fleet_id, "Worker {} takes up to {} turns", self.id, self.config.worker.turns_max);
+        let courier = Courier::new(self.store.clone(), self.config.webhooks.clone(), self.vault.clone())?;
         let background = TaskTracker::new();
         background.spawn(lease::keep(self.clone(), stop.clone()));
         background.spawn(upkeep::listen(self.clone(), stop.clone()));
@@ -127,6 +132,7 @@ impl Worker {
         background.spawn(upkeep::tidy(self.clone(), stop.clone()));
         background.spawn(reconcile::keep(self.clone(), stop.clone()));
         background.spawn(self.previews.clone().keep(self.store.clone(), stop.clone()));
+        background.spawn(courier.run(self.turn_ended.clone(), stop.clone()));
         background.close();
         let worker = self.clone();
         let ended = runtime::run(&self, stop.clone(), move |assignment| {

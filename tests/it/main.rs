@@ -2,6 +2,7 @@
 //! server's, over the real wire; the agent is the stand-in, as a real process.
 
 mod harness;
+mod receiver;
 mod site;
 
 mod agents;
@@ -41,6 +42,7 @@ mod web_access;
 mod web_limits;
 mod web_streams;
 mod web_turns;
+mod webhooks;
 mod wire;
 mod workspace;
 mod zombies;
