@@ -74,12 +74,13 @@ impl Dev {
         config.e2b.sandbox_url = format!("http://{address}");
         config.e2b.api_key = "local".into();
 
+        config.webhooks.allow_loopback();
         let credentials = Credentials::from_environment(|name| std::env::var(name).ok());
         let agent = self.agent(&credentials);
         store.set_pool("default", &PoolChange { cap: Some(self.cap), agent: agent.clone(), ..PoolChange::default() }).await?;
         // With connections of its own: a LISTEN holds one for good.
         let for_web = Store::connect(&config.database.options(&url), store::PATIENCE).await?;
-        let web = web(for_web, config.web.clone()).await?;
+        let web = web(for_web, config.clone()).await?;
         let web_address = web.address()?;
         let note = Note::leave(&url)?;
         welcome(&url, &address.to_string(), &web_address.to_string(), agent.as_deref(), &credentials, note.is_some());
@@ -108,11 +109,11 @@ impl Dev {
 }
 
 /// The HTTP API, without tokens; on a free port if somebody else has its own.
-async fn web(store: Store, mut config: crate::config::Web) -> anyhow::Result<Web> {
-    match Web::bind(store.clone(), config.clone(), true).await {
+async fn web(store: Store, mut config: Config) -> anyhow::Result<Web> {
+    match Web::bind(store.clone(), &config, true).await {
         Err(error) if error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::AddrInUse) => {
-            config.listen.set_port(0);
-            Web::bind(store, config, true).await
+            config.web.listen.set_port(0);
+            Web::bind(store, &config, true).await
         }
         bound => bound,
     }

@@ -7,7 +7,7 @@ use secrecy::ExposeSecret as _;
 use super::{complain, on_path, paint, store};
 use crate::config::Config;
 use crate::keys::{Credentials, Vault};
-use crate::store::Store;
+use crate::store::{Bounds, Store};
 
 /// Prints the findings; exit code 1 when a worker could not run.
 pub async fn run(config: &Config) -> anyhow::Result<ExitCode> {
@@ -70,10 +70,29 @@ async fn database(report: &mut Report, config: &Config, store: &Store) {
         }
         Err(error) => report.bad("pools", &complain::text(&error.into())),
     }
+    webhooks(report, store).await;
     match store.workers().await.map(|all| all.into_iter().filter(|w| w.alive).count()) {
         Ok(0) => report.note("workers", "none is running; start one: turnmill worker"),
         Ok(n) => report.good("workers", &format!("{n} alive")),
         Err(error) => report.bad("workers", &complain::text(&error.into())),
+    }
+}
+
+async fn webhooks(report: &mut Report, store: &Store) {
+    match store.endpoints(&Bounds::default(), None, 1000).await {
+        Ok(endpoints) => {
+            for endpoint in endpoints {
+                match (endpoint.disabled_reason, endpoint.failures) {
+                    (Some(why), _) => report.note("webhook", &format!("{} ({}) is disabled: {why}", endpoint.id, endpoint.url)),
+                    (None, 0) => report.good("webhook", &format!("{} ({})", endpoint.id, endpoint.url)),
+                    (None, failures) => {
+                        let error = endpoint.last_error.unwrap_or_default();
+                        report.note("webhook", &format!("{} ({}) has failed {failures} times: {error}", endpoint.id, endpoint.url));
+                    }
+                }
+            }
+        }
+        Err(error) => report.bad("webhooks", &complain::text(&error.into())),
     }
 }
 

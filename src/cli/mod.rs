@@ -23,6 +23,7 @@ mod transcript;
 mod turns;
 mod watch;
 mod web;
+mod webhooks;
 mod worker;
 
 use std::path::{Path, PathBuf};
@@ -98,6 +99,8 @@ pub enum Command {
     Web(web::Web),
     /// Make, list and revoke tokens of the HTTP API
     Token(tokens::Tokens),
+    /// Make, list, change and test webhooks: who is told over HTTP that turns have ended
+    Webhook(webhooks::Webhooks),
     /// Run the local E2B-compatible server (it isolates nothing: for development and tests)
     Local(local::Local),
     /// Bring the database's schema up to date
@@ -155,6 +158,7 @@ impl Cli {
             Command::Worker(worker) => worker.run(config).await,
             Command::Web(web) => web.run(config).await,
             Command::Token(tokens) => tokens.run(&config).await,
+            Command::Webhook(webhooks) => webhooks.run(&config).await,
             Command::Local(local) => local.run().await,
             Command::Migrate => admin::migrate(&config).await,
             Command::Pool(pools) => pools.run(&config).await,

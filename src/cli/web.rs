@@ -43,7 +43,7 @@ impl Web {
         anyhow::ensure!(!url.is_empty(), "DATABASE_URL is not set; the web server needs the fleet's Postgres");
         let store = Store::connect(&config.database.options(url), PATIENCE).await?;
         store.check_schema().await?;
-        let web = crate::web::Web::bind(store, config.web, self.open).await?;
+        let web = crate::web::Web::bind(store, &config, self.open).await?;
         anstream::println!("HTTP API on http://{}/docs", web.address()?);
         web.run(stop_on_signal()?).await?;
         Ok(ExitCode::SUCCESS)

@@ -26,7 +26,8 @@ use super::request::token_of;
 use crate::store::{Bounds, NewToken};
 
 /// Everything that a token may be allowed.
-pub const SCOPES: [&str; 4] = [TurnsRead::NAME, TurnsWrite::NAME, TurnsCancel::NAME, QueueRead::NAME];
+pub const SCOPES: [&str; 6] =
+    [TurnsRead::NAME, TurnsWrite::NAME, TurnsCancel::NAME, QueueRead::NAME, WebhooksRead::NAME, WebhooksWrite::NAME];
 
 /// Characters of a token that are shown: its kind and 48 of its bits.
 const PREFIX_CHARS: usize = 12;
@@ -63,6 +64,20 @@ impl Scope for TurnsCancel {
 pub struct QueueRead;
 impl Scope for QueueRead {
     const NAME: &'static str = "queue:read";
+}
+
+/// See who is told that turns end, and of what.
+#[derive(Debug)]
+pub struct WebhooksRead;
+impl Scope for WebhooksRead {
+    const NAME: &'static str = "webhooks:read";
+}
+
+/// Say who is to be told.
+#[derive(Debug)]
+pub struct WebhooksWrite;
+impl Scope for WebhooksWrite {
+    const NAME: &'static str = "webhooks:write";
 }
 
 /// Somebody who may do what `S` says.

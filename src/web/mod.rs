@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `mod` | every route, in one table; what is around them |
 //! | `enqueue`, `turns`, `sessions`, `blocks`, `artifacts`, `queue` | a resource each |
+//! | `webhooks`, `deliveries` | who is told that turns end, and what became of it |
 //! | `streams` | server-sent events: one reader's backlog, then what the hub tells |
 //! | `hub` | one query for all readers that have caught up |
 //! | `previews` | the second lane: blocks while they grow |
@@ -18,6 +19,7 @@ mod artifacts;
 mod auth;
 mod blocks;
 mod chat;
+mod deliveries;
 mod document;
 mod enqueue;
 mod hub;
@@ -34,6 +36,7 @@ mod sessions;
 mod shapes;
 mod streams;
 mod turns;
+mod webhooks;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -56,8 +59,9 @@ use problem::Problem;
 use queue::{QueueStats, Recent};
 use rights::Rights;
 
-use crate::config;
+use crate::config::{self, Config};
 use crate::store::Store;
+use crate::webhooks::Registry;
 
 /// What every handler shares.
 #[derive(Debug, Clone)]
@@ -66,6 +70,7 @@ pub struct App {
     config: Arc<config::Web>,
     hub: Hub,
     rights: Rights,
+    registry: Arc<Registry>,
     /// Whoever can reach it may do everything: on its own machine only.
     open: bool,
     stop: CancellationToken,
@@ -89,6 +94,14 @@ fn table() -> OpenApiRouter<App> {
         .routes(routes!(streams::session))
         .routes(routes!(sessions::interrupt))
         .routes(routes!(sessions::token))
+        .routes(routes!(webhooks::create, webhooks::list))
+        .routes(routes!(webhooks::read, webhooks::change, webhooks::delete))
+        .routes(routes!(webhooks::rotate))
+        .routes(routes!(deliveries::test))
+        .routes(routes!(deliveries::list))
+        .routes(routes!(deliveries::replay_failed))
+        .routes(routes!(deliveries::read))
+        .routes(routes!(deliveries::replay))
         .routes(routes!(queue::stats))
         .routes(routes!(queue::health))
         .routes(routes!(queue::ready))
@@ -166,20 +179,22 @@ pub struct Web {
     listener: TcpListener,
     store: Store,
     config: Arc<config::Web>,
+    registry: Arc<Registry>,
     open: bool,
 }
 
 impl Web {
     /// Takes the port. `open`: without tokens, which is for loopback only.
-    pub async fn bind(store: Store, config: config::Web, open: bool) -> anyhow::Result<Self> {
-        let at = config.listen;
+    pub async fn bind(store: Store, config: &Config, open: bool) -> anyhow::Result<Self> {
+        let at = config.web.listen;
         anyhow::ensure!(
             !open || at.ip().is_loopback(),
             "without tokens anybody who reaches it could do everything, so it listens on loopback only, not on {at}; \
              leave --open out and make a token: turnmill token create NAME"
         );
+        let registry = Arc::new(Registry::new(store.clone(), config)?);
         let listener = TcpListener::bind(at).await.with_context(|| format!("listening on {at}"))?;
-        Ok(Self { listener, store, config: Arc::new(config), open })
+        Ok(Self { listener, store, config: Arc::new(config.web.clone()), registry, open })
     }
 
     /// Where it listens.
@@ -199,6 +214,7 @@ impl Web {
             config: self.config.clone(),
             hub,
             rights,
+            registry: self.registry,
             open: self.open,
             stop: stop.clone(),
             stats: Arc::default(),

@@ -42,6 +42,7 @@ mod web_access;
 mod web_limits;
 mod web_streams;
 mod web_turns;
+mod web_webhooks;
 mod webhooks;
 mod wire;
 mod workspace;

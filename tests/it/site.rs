@@ -87,15 +87,16 @@ impl Site {
     }
 
     async fn serve(&mut self, listen: &str) {
-        let mut config = Config::load(None).unwrap().web;
-        config.listen = listen.parse().unwrap();
-        (self.change)(&mut config);
+        let mut config = Config::load(None).unwrap();
+        config.web.listen = listen.parse().unwrap();
+        config.webhooks.allow_loopback();
+        (self.change)(&mut config.web);
         // A LISTEN keeps a connection for good: one of its own, as the server's process has it.
         let url = self.fleet.pool.connect_options().to_url_lossy().to_string();
         let mut options = store::Options::new(&url, 8);
         options.limits.pgbouncer = !self.hears;
         let store = Store::lazy(&options).unwrap();
-        let web = Web::bind(store, config, false).await.unwrap();
+        let web = Web::bind(store, &config, false).await.unwrap();
         self.url = format!("http://{}", web.address().unwrap());
         self.stop = CancellationToken::new();
         self.serving = Some(tokio::spawn(web.run(self.stop.clone())));

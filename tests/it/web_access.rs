@@ -68,7 +68,8 @@ async fn without_a_good_token_nothing_is_told(pool: PgPool) {
     let site = Site::start(pool).await;
     site.say("s1", "hi").await;
     for (method, path) in every_operation() {
-        let path = path.replace("{session_id}", "s1").replace("{turn_id}", "t1");
+        let path =
+            path.replace("{session_id}", "s1").replace("{turn_id}", "t1").replace("{endpoint_id}", "e1").replace("{delivery_id}", "d1");
         let none = site.send(site.request(&method, &path)).await;
         let wrong = site.send(site.request(&method, &path).bearer_auth("tmk_wrong")).await;
         let basic = site.send(site.request(&method, &path).basic_auth("x", Some("y"))).await;
@@ -99,13 +100,21 @@ async fn each_operation_wants_its_scope_and_what_is_foreign_looks_unknown(pool: 
     let site = Site::start(pool).await;
     let turn = site.say("s1", "hi").await;
     let nothing = site.token(&["queue:read"], Bounds::default()).await;
-    let foreign = site.token(&["turns:read", "turns:write", "turns:cancel"], of_project("p2")).await;
+    let endpoint =
+        site.post("/v1/webhook-endpoints", json!({ "url": "https://app.example/", "project_id": "p1" })).await.ok()["endpoint_id"].clone();
+    let endpoint = endpoint.as_str().unwrap();
+    let delivery = site.fleet.store.send_test(endpoint).await.unwrap().unwrap();
+    let scopes = ["turns:read", "turns:write", "turns:cancel", "webhooks:read", "webhooks:write"];
+    let foreign = site.token(&scopes, of_project("p2")).await;
     let tenants = Bounds { tenant_id: Some("t2".to_owned()), ..of_project("p1") };
-    let tenant = site.token(&["turns:read", "turns:write", "turns:cancel"], tenants).await;
+    let tenant = site.token(&scopes, tenants).await;
     let body = |method: &str, path: &str| match (method, path) {
         ("POST", path) if path.ends_with("/turns") => Some(json!({ "user_message": "hi" })),
         ("POST", "/v1/sessions") => Some(json!({ "id": "s1" })),
         ("PATCH", path) if path.starts_with("/v1/turns") => Some(json!({ "user_message": "other" })),
+        ("PATCH", path) if path.starts_with("/v1/webhook") => Some(json!({ "state": "disabled" })),
+        ("POST", "/v1/webhook-endpoints") => Some(json!({ "url": "https://app.example/" })),
+        ("POST", path) if path.starts_with("/v1/webhook") && path.ends_with("}/replay") => Some(json!({ "since": "2026-01-01T00:00:00Z" })),
         ("PATCH", _) => Some(json!({ "on_busy": "reject" })),
         _ => None,
     };
@@ -116,7 +125,9 @@ async fn each_operation_wants_its_scope_and_what_is_foreign_looks_unknown(pool: 
         if template.ends_with("/artifacts/content") {
             template.push_str("?path=x");
         }
-        let (there, body) = (template.replace("{session_id}", "s1").replace("{turn_id}", &turn), body(&method, &template));
+        let named = template.replace("{session_id}", "s1").replace("{turn_id}", &turn);
+        let there = named.replace("{endpoint_id}", endpoint).replace("{delivery_id}", &delivery);
+        let body = body(&method, &template);
         let refused = site.as_who(&nothing, &method, &there, body.clone()).await;
         assert_eq!((refused.status.as_u16(), refused.problem()), (403, "insufficient_scope"), "{method} {there}");
         if !template.contains('{') && method == "GET" {
@@ -124,11 +135,17 @@ async fn each_operation_wants_its_scope_and_what_is_foreign_looks_unknown(pool: 
             assert_eq!(list["data"], json!([]), "a list of what there is for it");
             continue;
         }
+        if template == "/v1/webhook-endpoints" {
+            // It makes one of its own.
+            continue;
+        }
         for stranger in [&foreign, &tenant] {
             let seen = site.as_who(stranger, &method, &there, body.clone()).await;
-            let unknown = template.replace("{session_id}", "nope").replace("{turn_id}", "nope");
+            let unknown = ["{session_id}", "{turn_id}", "{endpoint_id}", "{delivery_id}"]
+                .iter()
+                .fold(template.clone(), |path, id| path.replace(id, "nope"));
             assert_eq!((seen.status.as_u16(), seen.problem()), (404, "not_found"), "{method} {there}: {seen:?}");
-            if method == "GET" || template.contains("{turn_id}") {
+            if method == "GET" || !template.contains("{session_id}") {
                 let unknown = site.as_who(stranger, &method, &unknown, body.clone()).await;
                 let same = |said: &crate::site::Said| (said.status, said.body["detail"].clone(), said.body["title"].clone());
                 assert_eq!(same(&seen), same(&unknown), "{method} {template}");
@@ -136,6 +153,7 @@ async fn each_operation_wants_its_scope_and_what_is_foreign_looks_unknown(pool: 
         }
     }
     assert_eq!(site.get(&format!("/v1/turns/{turn}")).await.ok()["status"], "pending", "and nothing was done to it");
+    assert_eq!(site.get(&format!("/v1/webhook-endpoints/{endpoint}")).await.ok()["state"], "enabled", "nor to that");
 }
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
@@ -197,12 +215,12 @@ async fn a_bound_token_makes_what_it_is_bound_to_and_goes_before_nobody(pool: Pg
 async fn without_tokens_it_serves_its_own_machine_only(pool: PgPool) {
     turnmill::tls::install();
     let fleet = Fleet::new(pool);
-    let mut config = Config::load(None).unwrap().web;
-    config.listen = "0.0.0.0:0".parse().unwrap();
-    let refused = Web::bind(fleet.store.clone(), config.clone(), true).await.unwrap_err().to_string();
+    let mut config = Config::load(None).unwrap();
+    config.web.listen = "0.0.0.0:0".parse().unwrap();
+    let refused = Web::bind(fleet.store.clone(), &config, true).await.unwrap_err().to_string();
     assert!(refused.contains("loopback only") && refused.contains("turnmill token create"), "{refused}");
-    config.listen = "127.0.0.1:0".parse().unwrap();
-    let web = Web::bind(fleet.store.clone(), config, true).await.unwrap();
+    config.web.listen = "127.0.0.1:0".parse().unwrap();
+    let web = Web::bind(fleet.store.clone(), &config, true).await.unwrap();
     let url = format!("http://{}", web.address().unwrap());
     let serving = tokio::spawn(web.run(tokio_util::sync::CancellationToken::new()));
     let client = reqwest::Client::new();
