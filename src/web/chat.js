@@ -1,94 +1,171 @@
 // The session's id is in the address, so a reload is the same conversation. Everything shown comes from the session's
-// stream: a reload reads it from the beginning, a cut goes on from the last id by itself (EventSource).
-// Whatever an agent says is put in as text, never as HTML.
+// stream: a reload reads it from the beginning, a cut goes on from the last id.
+
+import { Turns } from "/chat_turns.js";
+
+/** Before it is tried again to reach the server, in ms; half of it more at random. */
+const PAUSE = 1000;
+
+/** As near to the end of the page as this, in pixels, it follows what comes. */
+const NEAR = 80;
 
 const $ = (id) => document.getElementById(id);
-const session = decodeURIComponent(location.hash.slice(1)) || crypto.randomUUID();
+const json = { "content-type": "application/json" };
+
+// --- The session
+
+function sessionInAddress() {
+  try {
+    const id = decodeURIComponent(location.hash.slice(1));
+    // No path of the web can end in these.
+    if (id !== "." && id !== "..") return id;
+  } catch {
+    // No text: an escape is cut.
+  }
+  $("notice").textContent = "The address names no session, so this is a new conversation.";
+  return "";
+}
+
+const session = sessionInAddress() || crypto.randomUUID();
+const api = "/v1/sessions/" + encodeURIComponent(session);
+const turnApi = (id) => "/v1/turns/" + encodeURIComponent(id);
+$("session").textContent = session;
 history.replaceState(null, "", "#" + encodeURIComponent(session));
 addEventListener("hashchange", () => location.reload());
-$("new").addEventListener("click", (event) => {
-  event.preventDefault();
-  location.hash = crypto.randomUUID();
+$("new").addEventListener("click", () => (location.hash = crypto.randomUUID()));
+
+/** The answer as JSON; a problem is thrown, with its status. */
+async function ask(path, options) {
+  const answer = await fetch(path, options);
+  const told = await answer.json().catch(() => null);
+  if (!answer.ok) throw Object.assign(new Error(told?.detail ?? "The server answered " + answer.status), { status: answer.status });
+  return told;
+}
+
+// --- The turns
+
+const sent = new Map(); // turn id → the message, of those that this page has sent
+const turns = new Turns($("turns"), (turn) => {
+  $("empty").hidden = true;
+  if (sent.has(turn.id)) turn.message(sent.get(turn.id));
+  else readMessage(turn);
 });
-$("session").textContent = session;
-const api = "/v1/sessions/" + encodeURIComponent(session);
-const turns = new Map(); // turn id → { ordinal, status, box, answer, line }
 
-function make(parent, className, text) {
-  const element = document.createElement("div");
-  element.className = className;
-  element.textContent = text;
-  parent.append(element);
-  return element;
+async function readMessage(turn) {
+  try {
+    turn.message((await ask(turnApi(turn.id))).user_message);
+  } catch {
+    // Once more when the stream is back.
+  }
 }
 
-function turnOf(id, ordinal) {
-  let turn = turns.get(id);
-  if (turn) return turn;
-  const box = document.createElement("section");
-  const after = [...turns.values()].filter((other) => other.ordinal > ordinal).sort((a, b) => a.ordinal - b.ordinal)[0];
-  $("turns").insertBefore(box, after ? after.box : null);
-  const said = make(box, "said", "…");
-  turn = { ordinal, status: "pending", box, answer: make(box, "answer", ""), line: make(box, "status", "") };
-  turns.set(id, turn);
-  fetch("/v1/turns/" + encodeURIComponent(id)).then((answer) => answer.json()).then((whole) => (said.textContent = whole.user_message));
-  return turn;
-}
-
-function block({ type, content }, answer) {
-  const text = (value) => (typeof value === "string" ? value : JSON.stringify(value));
-  if (type === "thinking") make(answer, "thinking", text(content.text));
-  else if (type === "tool_use") make(answer, "tool", "▸ " + content.tool_name + " " + text(content.parameters));
-  else if (type === "tool_result") make(answer, content.error ? "result error" : "result", text(content.error ?? content.result));
-  else make(answer, content.kind === "error" ? "error" : "content", text(content.text));
+async function readFiles(turn) {
+  try {
+    turn.files(await ask(turnApi(turn.id) + "/artifacts"));
+  } catch (error) {
+    $("notice").textContent = "The turn's files could not be listed: " + error.message;
+  }
 }
 
 function show(state) {
-  const turn = turnOf(state.turn_id, state.ordinal);
-  turn.status = state.status;
-  const why = state.wait_reason ? ": " + state.wait_reason : state.error && state.status !== "completed" ? ": " + state.error.code : "";
-  turn.line.textContent = state.status === "completed" ? "" : state.status.replace("_", " ") + why;
-  $("stop").hidden = ![...turns.values()].some((turn) => turn.status === "in_progress" || turn.status === "pending");
+  const turn = turns.of(state.turn_id, state.ordinal);
+  turn.show(state);
+  $("stop").hidden = turns.open().length === 0;
+  return turn;
+}
+
+// --- The stream
+
+let stream = null;
+let last = ""; // where it goes on
+
+const CONNECTION = { new: "nothing said yet", connecting: "connecting …", live: "connected", away: "reconnecting …", gone: "not there" };
+
+function connection(state) {
+  $("connection").dataset.state = state;
+  $("connection").textContent = CONNECTION[state];
 }
 
 function listen() {
-  const events = new EventSource(api + "/stream");
-  const on = (name, act) => events.addEventListener(name, (event) => act(JSON.parse(event.data)));
+  stream = new EventSource(api + "/stream" + (last && "?after=" + encodeURIComponent(last)));
+  const on = (name, act) =>
+    stream.addEventListener(name, (event) => {
+      last = event.lastEventId || last;
+      act(JSON.parse(event.data));
+    });
   on("status", show);
-  on("end", show);
-  on("generation", ({ turn_id }) => turns.get(turn_id)?.answer.replaceChildren());
-  on("block", (one) => {
-    block(one, turns.get(one.turn_id).answer);
-    if (innerHeight + scrollY > document.body.scrollHeight - 300) scrollTo(0, document.body.scrollHeight);
+  // Of a turn that has ended the blocks come first. An event's id begins with the turn's place.
+  on("block", (block) => turns.of(block.turn_id, Number(last.split(":")[0])).block(block));
+  on("generation", ({ turn_id }) => turns.byId.get(turn_id)?.startOver());
+  on("end", (state) => readFiles(show(state)));
+  on("caught_up", () => {
+    connection("live");
+    $("turns").setAttribute("aria-busy", "false");
+    turns.all().filter((turn) => !turn.known).forEach(readMessage);
   });
-  on("caught_up", () => ($("line").textContent = ""));
-  events.onerror = () => ($("line").textContent = "reconnecting …");
-  return events;
+  stream.onerror = () => {
+    connection("away");
+    // It comes back by itself after a cut, but not when it was answered with an error.
+    if (stream.readyState === EventSource.CLOSED) again();
+  };
 }
 
-let events = null;
+function again() {
+  stream?.close();
+  stream = null;
+  setTimeout(begin, PAUSE + (Math.random() * PAUSE) / 2);
+}
+
+async function begin() {
+  try {
+    await ask(api);
+  } catch (error) {
+    if (stream) return;
+    if (error.status === undefined || error.status >= 500) {
+      connection("away");
+      return again();
+    }
+    // There is nothing to listen to before the first message.
+    const fresh = error.status === 404 && turns.byId.size === 0;
+    connection(fresh ? "new" : "gone");
+    $("empty").hidden = !fresh;
+    $("turns").setAttribute("aria-busy", "false");
+    if (!fresh) $("notice").textContent = error.status === 404 ? "This conversation is no longer there. Begin a new one." : error.message;
+    return;
+  }
+  if (!stream) listen();
+}
+
+// --- What the user does
+
+let unsent = null; // what could not be sent, with its key: sent again it is the same turn
+let sending = Promise.resolve();
+
 async function send(message) {
-  const answer = await fetch(api + "/turns", {
-    method: "POST",
-    headers: { "content-type": "application/json", "idempotency-key": crypto.randomUUID() },
-    body: JSON.stringify({ user_message: message, project_id: "chat" }),
-  });
-  const told = await answer.json();
-  if (!answer.ok) throw new Error(told.detail);
-  events ??= listen();
+  const attempt = unsent?.message === message ? unsent : { message, key: crypto.randomUUID() };
+  try {
+    const body = JSON.stringify({ user_message: message, project_id: "chat" });
+    const receipt = await ask(api + "/turns", { method: "POST", headers: { ...json, "idempotency-key": attempt.key }, body });
+    unsent = null;
+    sent.set(receipt.turn_id, message);
+    turns.byId.get(receipt.turn_id)?.message(message);
+    $("notice").textContent = "";
+    if (!stream) listen();
+  } catch (error) {
+    unsent = attempt;
+    $("message").value = [message, $("message").value].filter(Boolean).join("\n");
+    $("notice").textContent = "Not sent: " + error.message;
+  }
 }
 
-$("form").addEventListener("submit", async (event) => {
+$("form").addEventListener("submit", (event) => {
   event.preventDefault();
   const message = $("message").value;
   if (!message.trim()) return;
   $("message").value = "";
-  try {
-    await send(message);
-  } catch (error) {
-    $("message").value = message;
-    $("line").textContent = error.message;
-  }
+  follow(true);
+  // One after the other, so that they stay in order.
+  sending = sending.then(() => send(message));
 });
 $("message").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
@@ -96,13 +173,45 @@ $("message").addEventListener("keydown", (event) => {
     $("form").requestSubmit();
   }
 });
-$("stop").addEventListener("click", async () => {
-  // Also those that wait: newest first, so that none starts meanwhile.
-  const open = [...turns].filter(([, turn]) => turn.status === "in_progress" || turn.status === "pending");
-  for (const [id] of open.sort(([, a], [, b]) => b.ordinal - a.ordinal)) {
-    await fetch("/v1/turns/" + encodeURIComponent(id) + "/cancel", { method: "POST" });
+
+async function stop() {
+  $("stop").disabled = true;
+  try {
+    // Also those that wait: newest first, so that none starts meanwhile.
+    for (const turn of turns.open().reverse()) await ask(turnApi(turn.id) + "/cancel", { method: "POST" });
+  } catch (error) {
+    // 409: it has ended meanwhile.
+    if (error.status !== 409) $("notice").textContent = "Not stopped: " + error.message;
   }
+  $("stop").disabled = false;
+  $("message").focus();
+}
+
+$("stop").addEventListener("click", stop);
+addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && !event.isComposing && !$("stop").hidden && !$("stop").disabled) stop();
 });
 
-// There is nothing to listen to before the first message.
-fetch(api).then((answer) => answer.ok && (events = listen()));
+// --- Following the end of the page, unless the user has scrolled up
+
+let following = true;
+let top = 0;
+
+function follow(whether) {
+  following = whether;
+  $("newest").hidden = whether;
+  if (whether) scrollTo(0, document.documentElement.scrollHeight);
+}
+
+addEventListener("scroll", () => {
+  // Only a way up is the user's: what comes in between makes the end seem far away, too.
+  const near = innerHeight + scrollY > document.documentElement.scrollHeight - NEAR;
+  if (near !== following && (near || scrollY < top)) follow(near);
+  top = scrollY;
+});
+new ResizeObserver(() => following && follow(true)).observe($("turns"));
+// Who opens something wants to read it where it is.
+$("turns").addEventListener("click", (event) => event.target.closest("summary") && follow(false));
+$("newest").addEventListener("click", () => follow(true));
+
+begin();

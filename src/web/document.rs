@@ -102,7 +102,7 @@ pub async fn page() -> Response {
 }
 
 /// A page of our own: nothing in it comes from elsewhere, and nobody may frame it.
-pub fn html(text: &'static str) -> Response {
+fn html(text: &'static str) -> Response {
     let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'self'; connect-src 'self'; base-uri 'none'; \
                   form-action 'none'; frame-ancestors 'none'";
     let mut response = text.into_response();

@@ -27,6 +27,7 @@ pub struct Site {
     stop: CancellationToken,
     serving: Option<JoinHandle<anyhow::Result<()>>>,
     hears: bool,
+    open: bool,
     change: Arc<dyn Fn(&mut config::Web) + Send + Sync>,
 }
 
@@ -72,6 +73,7 @@ impl Site {
             stop: CancellationToken::new(),
             serving: None,
             hears: true,
+            open: false,
             change: Arc::new(change),
         };
         site.serve("127.0.0.1:0").await;
@@ -86,6 +88,15 @@ impl Site {
         self
     }
 
+    /// Without tokens, with the pages for people, as in `turnmill dev`.
+    pub async fn open(fleet: Fleet, change: impl Fn(&mut config::Web) + Send + Sync + 'static) -> Self {
+        let mut site = Self::with(fleet, change).await;
+        site.stop().await;
+        site.open = true;
+        site.serve("127.0.0.1:0").await;
+        site
+    }
+
     async fn serve(&mut self, listen: &str) {
         let mut config = Config::load(None).unwrap();
         config.web.listen = listen.parse().unwrap();
@@ -96,7 +107,7 @@ impl Site {
         let mut options = store::Options::new(&url, 8);
         options.limits.pgbouncer = !self.hears;
         let store = Store::lazy(&options).unwrap();
-        let web = Web::bind(store, &config, false).await.unwrap();
+        let web = Web::bind(store, &config, self.open).await.unwrap();
         self.url = format!("http://{}", web.address().unwrap());
         self.stop = CancellationToken::new();
         self.serving = Some(tokio::spawn(web.run(self.stop.clone())));

@@ -254,3 +254,27 @@ async fn pages_of_elsewhere_may_ask_only_if_the_configuration_says_so(pool: PgPo
     bad.cors_origins = "app.example".to_owned();
     assert!(turnmill::web::check(&bad).unwrap_err().to_string().contains("write origins like https://app.example"));
 }
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn the_chat_page_may_do_nothing_but_what_it_is_made_for_and_is_there_without_tokens_only(pool: PgPool) {
+    let site = Site::open(Fleet::new(pool.clone()), |_| {}).await;
+    for (path, media_type) in [
+        ("/chat", "text/html; charset=utf-8"),
+        ("/chat.css", "text/css; charset=utf-8"),
+        ("/chat.js", "text/javascript; charset=utf-8"),
+        ("/chat_turns.js", "text/javascript; charset=utf-8"),
+        ("/chat.svg", "image/svg+xml"),
+    ] {
+        let answer = site.send(site.request("GET", path)).await;
+        assert_eq!((answer.status.as_u16(), answer.headers["content-type"].to_str().unwrap()), (200, media_type), "{path}");
+        let headers = ["x-content-type-options", "referrer-policy"].map(|name| answer.headers[name].to_str().unwrap());
+        assert_eq!(headers, ["nosniff", "no-referrer"], "{path}");
+        let policy = answer.headers["content-security-policy"].to_str().unwrap().to_owned();
+        for part in ["default-src 'none'", "script-src 'self'", "style-src 'self'", "base-uri 'none'", "frame-ancestors 'none'"] {
+            assert!(policy.contains(part), "{path}: {policy}");
+        }
+        assert!(!policy.contains("unsafe") && !policy.contains('*'), "{path}: {policy}");
+    }
+    let with_tokens = Site::start(pool).await;
+    assert_eq!(with_tokens.get("/chat").await.problem(), "not_found");
+}

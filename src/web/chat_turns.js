@@ -1,0 +1,167 @@
+// What turns look like. Whatever an agent or a user says goes in as text, never as HTML.
+
+/** Results of up to this many lines and characters are shown at once; longer ones when they are opened. */
+const SHORT = { lines: 8, characters: 800 };
+
+/** Files of one turn that are listed. */
+const FILES_MAX = 100;
+
+const ENDED = ["completed", "failed", "cancelled"];
+
+const WAITS = {
+  session_busy: "waits for the message before it",
+  no_slot: "waits for a free sandbox",
+  create_rate: "waits: sandboxes are made only so fast",
+  tenant_limit: "waits: no more of this tenant's may run at once",
+  backoff: "waits for the next try",
+  pool_paused: "waits: its pool is paused",
+  pool_blocked: "waits: the sandboxes' provider refuses us",
+  no_worker: "waits: no worker is running",
+};
+
+/** An element with children; texts among them stay texts. */
+function element(tag, className, ...children) {
+  const made = document.createElement(tag);
+  if (className) made.className = className;
+  made.append(...children);
+  return made;
+}
+
+function words(value) {
+  if (typeof value === "string") return value;
+  return value === undefined || value === null ? "" : JSON.stringify(value);
+}
+
+/** One block: thinking, content, tool_use or tool_result. */
+function shape({ type, content }) {
+  if (type === "thinking") return element("div", "block thinking", words(content.text));
+  if (type === "tool_use") {
+    const [name, parameters] = [element("bdi", "name", words(content.tool_name)), element("bdi", "parameters", words(content.parameters))];
+    return element("div", "block tool", name, " ", parameters);
+  }
+  if (type === "tool_result") return result(content);
+  if (content.kind === "unknown") return element("div", "block thinking", words(content.block));
+  const known = ["error", "warning", "context_lost"].includes(content.kind) ? content.kind : "content";
+  return element("div", "block " + known, words(content.text));
+}
+
+function result({ result, error }) {
+  const failed = error !== null && error !== undefined;
+  const text = words(failed ? error : result);
+  const box = element("div", failed ? "block result failed" : "block result");
+  const shown = element("pre", "", text);
+  const lines = text.split("\n").length;
+  if (lines <= SHORT.lines && text.length <= SHORT.characters) {
+    box.append(shown);
+    return box;
+  }
+  // It scrolls, so the keyboard must be able to get there.
+  shown.tabIndex = 0;
+  shown.setAttribute("role", "region");
+  shown.setAttribute("aria-label", "Result of the tool");
+  const size = lines > 1 ? lines + " lines" : text.length + " characters";
+  box.append(element("details", "", element("summary", "", (failed ? "error, " : "result, ") + size), shown));
+  return box;
+}
+
+function fileLine(turnId, { path, change, kept }) {
+  const name = element(kept && change !== "deleted" ? "a" : "bdi", "", path);
+  if (name.tagName === "A") {
+    name.href = "/v1/turns/" + encodeURIComponent(turnId) + "/artifacts/content?path=" + encodeURIComponent(path);
+    name.download = path.split("/").pop();
+  }
+  return element("li", "", element("span", "change", change), name);
+}
+
+/** How a turn is, in words; none when it is completed. */
+function statusWords({ status, wait_reason, error, attempt }) {
+  const why = error ? ": " + error.code : "";
+  if (status === "pending") return (Object.hasOwn(WAITS, wait_reason ?? "") ? WAITS[wait_reason] : "begins") + (attempt > 0 ? why : "");
+  if (status === "in_progress") return attempt > 1 ? "works, try " + attempt : "works";
+  if (status === "cancelled") return error?.message?.startsWith("cancelled") ? error.message : "cancelled" + (error?.message ? ": " + error.message : "");
+  return status === "failed" ? "failed" + why : "";
+}
+
+/** One turn on the page. */
+class Turn {
+  constructor(id, ordinal) {
+    this.id = id;
+    this.ordinal = ordinal;
+    this.status = "pending";
+    this.said = element("div", "said", "…");
+    this.answer = element("div", "answer");
+    this.line = element("p", "status");
+    this.box = element("section", "turn", this.said, this.answer, this.line);
+    this.box.dataset.turn = id;
+    this.box.setAttribute("aria-label", "Message " + ordinal);
+  }
+
+  /** What the user said. */
+  message(text) {
+    this.said.textContent = text;
+    this.known = true;
+  }
+
+  get open() {
+    return !ENDED.includes(this.status);
+  }
+
+  show(state) {
+    this.status = this.box.dataset.status = state.status;
+    this.line.textContent = statusWords(state);
+  }
+
+  block(block) {
+    if (block.content.kind === "retraction") {
+      this.answer.querySelector(`[data-seq="${Number(block.seq) - Number(block.content.places_back)}"]`)?.classList.add("retracted");
+      return;
+    }
+    const shown = shape(block);
+    shown.dataset.seq = block.seq;
+    shown.classList.toggle("inner", Boolean(block.parent_tool_use_id));
+    this.answer.append(shown);
+  }
+
+  /** The answer starts over. */
+  startOver() {
+    this.answer.replaceChildren();
+  }
+
+  files({ data, unlisted }) {
+    this.list?.remove();
+    if (data.length === 0 && !unlisted) return;
+    this.list = element("ul", "files", ...data.slice(0, FILES_MAX).map((file) => fileLine(this.id, file)));
+    this.list.setAttribute("aria-label", "Files changed");
+    if (data.length > FILES_MAX) this.list.append(element("li", "", "and " + (data.length - FILES_MAX) + " more"));
+    if (unlisted) this.list.append(element("li", "", "not all: " + unlisted));
+    this.box.insertBefore(this.list, this.line);
+  }
+}
+
+/** The turns of a session in their order. `added` is called with each new one. */
+export class Turns {
+  constructor(log, added) {
+    this.log = log;
+    this.added = added;
+    this.byId = new Map();
+  }
+
+  of(id, ordinal) {
+    let turn = this.byId.get(id);
+    if (turn) return turn;
+    turn = new Turn(id, ordinal);
+    const next = this.all().find((other) => other.ordinal > ordinal);
+    this.log.insertBefore(turn.box, next ? next.box : null);
+    this.byId.set(id, turn);
+    this.added(turn);
+    return turn;
+  }
+
+  all() {
+    return [...this.byId.values()].sort((a, b) => a.ordinal - b.ordinal);
+  }
+
+  open() {
+    return this.all().filter((turn) => turn.open);
+  }
+}
