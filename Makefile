@@ -31,6 +31,10 @@ test-sdk: setup ## the official E2B SDKs against the local server
 test-web: setup ## the HTTP API under a fuzzer that knows its document; SEED= EXAMPLES=
 	@SEED=$(SEED) EXAMPLES=$(EXAMPLES) scripts/with-postgres scripts/test-web
 
+.PHONY: test-browser
+test-browser: setup ## the pages in a real browser
+	@scripts/with-postgres scripts/test-browser
+
 .PHONY: test-claude
 test-claude: setup ## the real Claude Code CLI in local sandboxes
 	@scripts/with-postgres scripts/test-claude
@@ -58,7 +62,7 @@ lint: setup ## formatting, clippy, docs, .sqlx, dependencies
 	@$(CARGO) fmt --check
 	@$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
 	@$(CARGO) clippy --locked --all-targets -- -D warnings
-	@$(CARGO) clippy --locked --test claude --test chaos -- -D warnings
+	@$(CARGO) clippy --locked --test claude --test browser --test chaos -- -D warnings
 	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --quiet
 	@scripts/with-postgres scripts/sqlx-prepare --check
 	@scripts/deny
