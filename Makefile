@@ -35,6 +35,10 @@ test-web: setup ## the HTTP API under a fuzzer that knows its document; SEED= EX
 test-browser: setup ## the pages in a real browser
 	@scripts/with-postgres scripts/test-browser
 
+.PHONY: test-example
+test-example: setup ## the Next.js example, built and started, in front of a fleet
+	@scripts/with-postgres scripts/test-example
+
 .PHONY: test-claude
 test-claude: setup ## the real Claude Code CLI in local sandboxes
 	@scripts/with-postgres scripts/test-claude
