@@ -77,7 +77,8 @@ impl Dev {
         config.webhooks.allow_loopback();
         let credentials = Credentials::from_environment(|name| std::env::var(name).ok());
         let agent = self.agent(&credentials);
-        store.set_pool("default", &PoolChange { cap: Some(self.cap), agent: agent.clone(), ..PoolChange::default() }).await?;
+        let change = PoolChange { cap: Some(self.cap), agent: agent.clone(), previews: Some(true), ..PoolChange::default() };
+        store.set_pool("default", &change).await?;
         // With connections of its own: a LISTEN holds one for good.
         let for_web = Store::connect(&config.database.options(&url), store::PATIENCE).await?;
         let web = web(for_web, config.clone()).await?;

@@ -87,7 +87,7 @@ function connection(state) {
 }
 
 function listen() {
-  stream = new EventSource(api + "/stream" + (last && "?after=" + encodeURIComponent(last)));
+  stream = new EventSource(api + "/stream?previews=true" + (last && "&after=" + encodeURIComponent(last)));
   const on = (name, act) =>
     stream.addEventListener(name, (event) => {
       last = event.lastEventId || last;
@@ -96,6 +96,7 @@ function listen() {
   on("status", show);
   // Of a turn that has ended the blocks come first. An event's id begins with the turn's place.
   on("block", (block) => turns.of(block.turn_id, Number(last.split(":")[0])).block(block));
+  on("preview", (preview) => turns.byId.get(preview.turn_id)?.preview(preview));
   on("generation", ({ turn_id }) => turns.byId.get(turn_id)?.startOver());
   on("end", (state) => readFiles(show(state)));
   on("caught_up", () => {
@@ -105,6 +106,8 @@ function listen() {
   });
   stream.onerror = () => {
     connection("away");
+    // They are told from their beginning again.
+    turns.all().forEach((turn) => turn.noPreviews());
     // It comes back by itself after a cut, but not when it was answered with an error.
     if (stream.readyState === EventSource.CLOSED) again();
   };

@@ -87,6 +87,7 @@ class Turn {
   constructor(id, ordinal) {
     this.id = id;
     this.ordinal = ordinal;
+    this.growing = new Map(); // the subagent's call, or null → the block that is being said
     this.status = "pending";
     this.said = element("div", "said", "…");
     this.answer = element("div", "answer");
@@ -109,6 +110,7 @@ class Turn {
   show(state) {
     this.status = this.box.dataset.status = state.status;
     this.line.textContent = statusWords(state);
+    if (!this.open) this.noPreviews();
   }
 
   block(block) {
@@ -119,11 +121,39 @@ class Turn {
     const shown = shape(block);
     shown.dataset.seq = block.seq;
     shown.classList.toggle("inner", Boolean(block.parent_tool_use_id));
-    this.answer.append(shown);
+    this.noPreview(block.parent_tool_use_id);
+    this.answer.insertBefore(shown, this.answer.querySelector(".growing"));
+  }
+
+  /** What the next block says so far. */
+  preview({ parent_tool_use_id: parent, withdrawn, type, tool_name, at, text }) {
+    if (withdrawn || at === 0) this.noPreview(parent);
+    if (withdrawn) return;
+    if (at === 0) {
+      const shown = shape({ type, content: { text: "", tool_name, parameters: "" } });
+      shown.classList.add("growing");
+      shown.classList.toggle("inner", Boolean(parent));
+      // It is read out when it is there.
+      shown.setAttribute("aria-hidden", "true");
+      this.growing.set(parent, shown);
+      this.answer.append(shown);
+    }
+    const shown = this.growing.get(parent);
+    (shown?.querySelector(".parameters") ?? shown)?.append(text);
+  }
+
+  noPreview(parent) {
+    this.growing.get(parent)?.remove();
+    this.growing.delete(parent);
+  }
+
+  noPreviews() {
+    [...this.growing.keys()].forEach((parent) => this.noPreview(parent));
   }
 
   /** The answer starts over. */
   startOver() {
+    this.growing.clear();
     this.answer.replaceChildren();
   }
 

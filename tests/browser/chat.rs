@@ -7,7 +7,7 @@ use serde_json::json;
 use sqlx::PgPool;
 use turnmill::block::{Block, BlockKind};
 use turnmill::config;
-use turnmill::store::Append;
+use turnmill::store::{Append, PoolChange};
 use turnmill::turn::Ending;
 
 use crate::harness::{Fleet, Holding as _, append};
@@ -92,6 +92,27 @@ async fn a_reload_in_the_middle_and_one_at_the_end_miss_nothing(pool: PgPool) {
     chat.talk.has(2, "completed").await;
     chat.all_is_shown().await;
     chat.talk.browser.until("[...document.querySelectorAll('.said')].every((one) => one.textContent.startsWith('/mock '))").await;
+    chat.stop().await;
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn blocks_grow_before_the_user_s_eyes_and_a_reload_begins_them_anew(pool: PgPool) {
+    let chat = Chat::start(pool).await;
+    chat.all.fleet.store.set_pool("default", &PoolChange { previews: Some(true), ..PoolChange::default() }).await.unwrap();
+    let text = "One word after the other, <b>and none</b> of them is lost on the way.";
+    let tool = json!({ "name": "Bash", "input": { "command": "ls -l" }, "result": "a" });
+    chat.talk.say(&format!("/mock {}", json!({ "delay_ms": 4000, "steps": [{ "text": text }, { "tool": tool }] }))).await;
+    let grows = |letters: usize| format!("(document.querySelector('.growing.content')?.textContent.length ?? 0) >= {letters}");
+    chat.talk.browser.until(&grows(12)).await;
+    chat.talk.browser.reload().await;
+    chat.talk.browser.until(&grows(16)).await;
+    let seen = chat.talk.browser.texts(".growing").await.concat();
+    assert!(text.starts_with(&seen), "{seen:?}");
+    chat.talk.browser.until("document.querySelector('.growing.tool .parameters')?.textContent.startsWith('{')").await;
+    assert_eq!(chat.talk.blocks().await.len(), 1, "the text is a block by now");
+    chat.talk.has(1, "completed").await;
+    assert_eq!(chat.talk.browser.texts(".growing").await, Vec::<String>::new());
+    chat.all_is_shown().await;
     chat.stop().await;
 }
 
