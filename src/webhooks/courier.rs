@@ -22,9 +22,6 @@ use super::{Lookup, Settings};
 use crate::keys::{Closed, Vault};
 use crate::store::{Due, FailedTry, Room, Store};
 
-/// The first pause after something was found; it doubles up to `webhooks.poll` while nothing is.
-const POLL_MIN: Duration = Duration::from_millis(20);
-
 /// What a try may take beside its request, before others take it for lost.
 const SLACK: Duration = Duration::from_secs(15);
 
@@ -73,14 +70,10 @@ impl Courier {
             return;
         }
         let (mut tries, mut under_way) = (JoinSet::new(), UnderWay::new());
-        let mut pause = POLL_MIN;
         let mut swept = Instant::now();
         while !stop.is_cancelled() {
             match self.take(&under_way).await {
                 Ok(due) => {
-                    if !due.is_empty() {
-                        pause = POLL_MIN;
-                    }
                     for due in due {
                         let (courier, one) = (self.clone(), due.clone());
                         let id = tries.spawn(async move { courier.deliver(&one).await }).id();
@@ -97,10 +90,10 @@ impl Courier {
             }
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = wake.notified() => pause = POLL_MIN,
+                () = wake.notified() => {}
                 Some(ended) = tries.join_next_with_id() => forget(&mut under_way, ended),
                 // Jittered, so that a fleet that was started together does not look together.
-                () = sleep(pause.mul_f64(0.75 + rand::random::<f64>() / 2.0)) => pause = (pause * 2).min(self.settings.poll),
+                () = sleep(self.settings.poll.mul_f64(0.75 + rand::random::<f64>() / 2.0)) => {}
             }
         }
         self.let_go(tries, under_way).await;

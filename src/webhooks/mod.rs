@@ -53,7 +53,7 @@ pub struct Settings {
     /// How long one request may take.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
-    /// Longest pause between two looks for what is due.
+    /// Between two looks for what is due.
     #[serde(with = "humantime_serde")]
     pub poll: Duration,
     /// First pause after a try that failed; it quadruples with each.

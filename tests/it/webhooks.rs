@@ -126,9 +126,6 @@ async fn what_a_worker_s_own_turns_end_with_is_told_at_once(pool: PgPool) {
     .await;
     let fleet = running.fleet.clone();
     let endpoint = fleet.endpoint(&receiver.url).await;
-    let quiet = async { tokio::time::sleep(Duration::from_secs(2)).await };
-    // Until its pauses are long.
-    quiet.await;
     let turn = fleet.enqueue("hi").await.turn_id;
     assert_eq!(receiver.has_got(1).await[0].json()["data"]["turn_id"], turn.as_str());
     let delivered = fleet.delivery_that(&endpoint, "delivered", |d| d.state == "delivered").await;
