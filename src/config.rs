@@ -123,6 +123,9 @@ pub struct Worker {
     /// Between two rounds in which slots are held against what E2B says.
     #[serde(with = "humantime_serde")]
     pub reconcile: Duration,
+    /// Between two samples for the dashboard.
+    #[serde(with = "humantime_serde")]
+    pub sample: Duration,
     /// How long a sandbox of this fleet must have been nobody's before it is killed.
     #[serde(with = "humantime_serde")]
     pub orphan_grace: Duration,
@@ -274,6 +277,7 @@ impl Config {
         // E2B's daemon dies of an interval of zero.
         anyhow::ensure!(self.e2b.keepalive >= Duration::from_secs(1), "e2b.keepalive must be at least 1s");
         anyhow::ensure!(!w.reconcile.is_zero(), "worker.reconcile must be more than zero");
+        anyhow::ensure!(!w.sample.is_zero(), "worker.sample must be more than zero");
         anyhow::ensure!(!self.database.statement_timeout.is_zero(), "database.statement_timeout must be more than zero");
         anyhow::ensure!(!self.database.lock_timeout.is_zero(), "database.lock_timeout must be more than zero");
         anyhow::ensure!(self.database.connections >= 2, "database.connections must be at least 2");

@@ -13,6 +13,7 @@ pub mod store;
 pub mod tls;
 pub mod transcript;
 pub mod turn;
+pub mod verdict;
 pub mod web;
 pub mod webhooks;
 pub mod worker;

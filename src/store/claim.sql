@@ -234,7 +234,9 @@ superseded AS (
     UPDATE turnmill.attempts a
     SET ended_at = clock_timestamp(), to_offset = job.journal_offset,
         ended = CASE WHEN EXISTS (SELECT FROM turnmill.workers w WHERE w.id = a.worker_id AND w.released_at IS NOT NULL)
-                     THEN 'handed_over' ELSE 'lost' END
+                     THEN 'handed_over' ELSE 'lost' END,
+        phase = job.phase,
+        heard_at = (SELECT coalesce(w.released_at, w.heartbeat_at) FROM turnmill.workers w WHERE w.id = a.worker_id)
     FROM job WHERE a.turn_id = job.turn_id AND a.ended_at IS NULL
 ),
 noted AS (

@@ -41,6 +41,9 @@ const IDLE_IN_TRANSACTION_MS: &str = "5000";
 /// What the network may add to a statement's own limit.
 const SLACK: Duration = Duration::from_secs(2);
 
+/// Longest statement of a glance.
+const GLANCE_MS: u32 = 1500;
+
 /// A pool of connections; `&Db` executes statements as `&PgPool` does.
 #[derive(Debug, Clone)]
 pub(super) struct Db {
@@ -85,6 +88,13 @@ impl Db {
     pub async fn begin(&self) -> sqlx::Result<Tx> {
         let mut tx = self.take().await?;
         tx.say(self.begin.clone()).await?;
+        Ok(tx)
+    }
+
+    /// Reads that must be short and write nothing: what people look at is rather incomplete than late.
+    pub async fn glance(&self) -> sqlx::Result<Tx> {
+        let mut tx = self.take().await?;
+        tx.say(format!("{}; SET LOCAL statement_timeout = {GLANCE_MS}; SET TRANSACTION READ ONLY", self.begin)).await?;
         Ok(tx)
     }
 
@@ -143,6 +153,19 @@ impl Tx {
         self.say("ROLLBACK".to_owned()).await?;
         self.give_back();
         Ok(())
+    }
+
+    /// Ends it either way, with what its last statement came to. One that Postgres refused leaves a good connection.
+    pub async fn done<T>(mut self, result: sqlx::Result<T>) -> sqlx::Result<T> {
+        match result {
+            Ok(value) => self.commit().await.map(|()| value),
+            Err(sqlx::Error::Database(refused)) => {
+                self.say("ROLLBACK".to_owned()).await?;
+                self.give_back();
+                Err(sqlx::Error::Database(refused))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Constant text, or numbers of ours in it.

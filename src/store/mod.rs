@@ -9,9 +9,12 @@
 //! | `sessions`, `details` | sessions and turns in the bounds of who asks |
 //! | `pages` | what comes after a place in many sessions (`pages.sql`): every stream |
 //! | `previews` | what is not a block yet, for those who watch |
-//! | `overview` | how full the queue is |
 //! | `webhooks` | endpoints that are told when turns end |
 //! | `outbox`, `deliveries` | what they are told: due, tried (`due_deliveries.sql`, `delivery_failed.sql`); listed, sent again |
+//! | `overview`, `board` | how full the queue is; what waits and why, what every slot does |
+//! | `metrics` | the roll-up of each minute (`close_minutes.sql`), and failures by kind |
+//! | `found`, `timeline` | turns as operators look for them; one of them with all that happened to it |
+//! | `audit`, `visits` | what people did through the dashboard, and which browsers are in it |
 //! | `tokens` | who may ask over HTTP |
 //! | `jobs` | claim (`claim.sql`), phases, hand-over, promotion |
 //! | `blocks` | the fenced group append (`append.sql`) |
@@ -29,16 +32,20 @@
 //! | `refused` | what the public functions refuse, and why |
 //! | `db` | connections, time limits, PgBouncer |
 
+mod audit;
 mod blocks;
+mod board;
 mod db;
 mod deliveries;
 mod details;
 mod files;
 mod fleet;
+mod found;
 mod jobs;
 mod journals;
 mod kept;
 mod listen;
+mod metrics;
 mod next_attempt;
 mod outbox;
 mod overview;
@@ -51,10 +58,12 @@ mod sessions;
 mod settle;
 mod slots;
 mod tenants;
+mod timeline;
 mod tokens;
 mod transcripts;
 mod turns;
 mod webhooks;
+mod visits;
 mod workers;
 
 use std::time::Duration;
@@ -65,15 +74,19 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 
 use db::Db;
 
+pub use audit::{Actor, AuditRow};
 pub use blocks::{Answer, Append, Position};
+pub use board::{CELLS_MAX, Oldest, PoolRoom, SlotCell, Starts, Wait};
 pub use db::Limits;
 pub use deliveries::{Delivery, REPLAYED_MAX, Replay, Since};
 pub use details::TurnDetail;
 pub use files::{Artifact, ArtifactRow, Artifacts, Before, TurnFiles, Workspace};
 pub use fleet::Fleet;
+pub use found::{Below, FoundPage, FoundTurn, LOOKED_AT_MAX, TurnFilter};
 pub use jobs::{Claimed, PoolHooks, Taken};
 pub use journals::Journal;
 pub use listen::{Heard, Wake};
+pub use metrics::{Failure, Minute, Sample, Tries};
 pub use next_attempt::NextAttempt;
 pub use outbox::{Due, FailedTry, Room};
 pub use overview::{COUNTED_MAX, QueueRow, QueueTotals};
@@ -86,10 +99,12 @@ pub use sessions::{NewSession, SessionFilter, SessionRow};
 pub use settle::{Kept, Retry, Settle};
 pub use slots::Releasing;
 pub use tenants::{Tenant, TenantChange};
+pub use timeline::{OpsTurn, Period, Said, SaidPage};
 pub use tokens::{Bearer, Bounds, NewToken, TokenRow};
 pub use transcripts::{Past, SavedBy};
 pub use turns::{BlockRow, Enqueue, Reading, Receipt, Seam, TurnRow};
 pub use webhooks::{Endpoint, EndpointChange, NewEndpoint};
+pub use visits::Visit;
 pub use workers::{Renewal, WorkerRow};
 
 /// The migrations of the schema, in `migrations/`.

@@ -1,7 +1,7 @@
 -- Goes on with a turn in the sandbox that it has: attempt and epoch grow, the journal begins at byte 0 again,
 -- seq does not. Refused unless the job has this epoch and attempt and stands at this byte.
 WITH before AS MATERIALIZED (
-    SELECT turn_id, next_seq, generation, attempt, journal_offset
+    SELECT turn_id, next_seq, generation, attempt, journal_offset, phase
     FROM turnmill.jobs
     WHERE turn_id = $1 AND epoch = $2 AND attempt = $3 AND journal_offset = $4 AND worker_id IS NOT NULL
     FOR NO KEY UPDATE
@@ -35,7 +35,8 @@ turn AS (
 ),
 noted AS (
     UPDATE turnmill.attempts a
-    SET ended_at = clock_timestamp(), ended = 'retry', to_offset = before.journal_offset, detail = $8
+    SET ended_at = clock_timestamp(), ended = 'retry', to_offset = before.journal_offset, detail = $8, error_code = $7,
+        phase = before.phase
     FROM before WHERE a.epoch = $2
 ),
 begun AS (

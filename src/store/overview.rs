@@ -44,6 +44,11 @@ impl Store {
         Ok(())
     }
 
+    /// The database's clock.
+    pub async fn clock(&self) -> sqlx::Result<DateTime<Utc>> {
+        sqlx::query_scalar!(r#"SELECT clock_timestamp() AS "now!""#).fetch_one(&self.pool).await
+    }
+
     /// Each pool's queue.
     pub async fn queue(&self) -> sqlx::Result<Vec<QueueRow>> {
         sqlx::query_as!(

@@ -23,13 +23,14 @@ pub struct Correction {
 }
 
 impl Store {
-    /// Takes the reconciler's duty for `lease`, or keeps it; `false`: another worker has it.
-    pub async fn take_duty(&self, worker: &str, lease: Duration) -> sqlx::Result<bool> {
+    /// Takes a duty of the fleet for `lease`, or keeps it; `false`: another worker has it.
+    pub async fn take_duty(&self, duty: &str, worker: &str, lease: Duration) -> sqlx::Result<bool> {
         let taken = sqlx::query!(
             "UPDATE turnmill.duties SET worker_id = $1, lease_until = clock_timestamp() + make_interval(secs => $2)
-             WHERE name = 'reconcile' AND (worker_id = $1 OR lease_until <= clock_timestamp())",
+             WHERE name = $3 AND (worker_id = $1 OR lease_until <= clock_timestamp())",
             worker,
             lease.as_secs_f64(),
+            duty,
         )
         .execute(&self.pool)
         .await?;

@@ -108,7 +108,10 @@ impl Store {
                  FROM job WHERE s.id = $10 AND s.epoch = $2),
                noted AS (
                  UPDATE turnmill.attempts a
-                 SET ended_at = clock_timestamp(), ended = 'retry', detail = $8 FROM job WHERE a.epoch = $2)
+                 SET ended_at = clock_timestamp(), ended = 'retry', detail = $8, error_code = $7,
+                     -- As it was before this statement.
+                     phase = (SELECT j.phase FROM turnmill.jobs j WHERE j.turn_id = job.turn_id)
+                 FROM job WHERE a.epoch = $2)
                SELECT count(*) AS "done!" FROM job"#,
             job.turn_id,
             job.epoch,

@@ -41,7 +41,8 @@ slot AS (
 ),
 noted AS (
     UPDATE turnmill.attempts a
-    SET ended_at = clock_timestamp(), ended = 'settled', to_offset = job.journal_offset, detail = $6
+    SET ended_at = clock_timestamp(), ended = 'settled', to_offset = job.journal_offset, detail = $6, error_code = $6,
+        phase = job.phase
     FROM job WHERE a.epoch = $2
 ),
 asked AS (

@@ -15,6 +15,7 @@
 //! | `previews` | what is not a block yet, for those who watch |
 //! | `lease` | the process's right to act, on its own monotonic clock |
 //! | `upkeep` | cancels, promotions, releases |
+//! | `sampler` | the roll-up for the dashboard, likewise |
 //! | `reconcile` | slots against what E2B says, one worker of the fleet at a time |
 //!
 //! The sandbox outlives all of this: whatever is dropped here at any point, another worker takes up at the
@@ -36,6 +37,7 @@ mod reconcile;
 mod running;
 pub mod runtime;
 mod silence;
+pub mod sampler;
 mod startup;
 mod upkeep;
 mod writer;
@@ -133,6 +135,7 @@ impl Worker {
         background.spawn(reconcile::keep(self.clone(), stop.clone()));
         background.spawn(self.previews.clone().keep(self.store.clone(), stop.clone()));
         background.spawn(courier.run(self.turn_ended.clone(), stop.clone()));
+        background.spawn(sampler::keep(self.clone(), stop.clone()));
         background.close();
         let worker = self.clone();
         let ended = runtime::run(&self, stop.clone(), move |assignment| {

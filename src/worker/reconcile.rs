@@ -21,7 +21,7 @@ pub(super) async fn keep(worker: Worker, stop: CancellationToken) {
         loop {
             sleep(every.mul_f64(0.75 + rand::random::<f64>() / 2.0)).await;
             let era = worker.lease.held().await;
-            match worker.store.take_duty(&worker.id, every * 3).await {
+            match worker.store.take_duty("reconcile", &worker.id, every * 3).await {
                 Ok(true) => {}
                 Ok(false) => continue,
                 Err(error) => {

@@ -49,11 +49,11 @@ async fn a_sandbox_of_this_fleet_that_no_slot_knows_is_killed_after_its_grace_pa
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
 async fn a_list_that_fails_decides_nothing_and_one_worker_reconciles_at_a_time(pool: PgPool) {
     let fleet = Fleet::new(pool);
-    assert!(fleet.store.take_duty("a", Duration::from_secs(30)).await.unwrap());
-    assert!(fleet.store.take_duty("a", Duration::from_secs(30)).await.unwrap(), "who has it keeps it");
-    assert!(!fleet.store.take_duty("b", Duration::from_secs(30)).await.unwrap());
+    assert!(fleet.store.take_duty("reconcile", "a", Duration::from_secs(30)).await.unwrap());
+    assert!(fleet.store.take_duty("reconcile", "a", Duration::from_secs(30)).await.unwrap(), "who has it keeps it");
+    assert!(!fleet.store.take_duty("reconcile", "b", Duration::from_secs(30)).await.unwrap());
     fleet.sql("UPDATE turnmill.duties SET lease_until = clock_timestamp() WHERE name = $1", "reconcile").await;
-    assert!(fleet.store.take_duty("b", Duration::from_secs(30)).await.unwrap());
+    assert!(fleet.store.take_duty("reconcile", "b", Duration::from_secs(30)).await.unwrap());
 }
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
