@@ -21,13 +21,22 @@ use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
 use super::App;
+use super::ops::{OpsAct, OpsRead};
 use super::problem::Problem;
 use super::request::token_of;
 use crate::store::{Bounds, NewToken};
 
 /// Everything that a token may be allowed.
-pub const SCOPES: [&str; 6] =
-    [TurnsRead::NAME, TurnsWrite::NAME, TurnsCancel::NAME, QueueRead::NAME, WebhooksRead::NAME, WebhooksWrite::NAME];
+pub const SCOPES: [&str; 8] = [
+    TurnsRead::NAME,
+    TurnsWrite::NAME,
+    TurnsCancel::NAME,
+    QueueRead::NAME,
+    WebhooksRead::NAME,
+    WebhooksWrite::NAME,
+    OpsRead::NAME,
+    OpsAct::NAME,
+];
 
 /// Characters of a token that are shown: its kind and 48 of its bits.
 const PREFIX_CHARS: usize = 12;
@@ -136,7 +145,8 @@ fn presented(parts: &Parts) -> Result<Option<Presented>, Problem> {
     Ok(token_of(&parts.uri).map(|text| Presented { text, in_query: true }))
 }
 
-fn hash(token: &str) -> Vec<u8> {
+/// What the database knows of a token.
+pub fn hash(token: &str) -> Vec<u8> {
     Sha256::digest(token.as_bytes()).to_vec()
 }
 

@@ -90,7 +90,7 @@ pub async fn read(
 }
 
 /// Waits until the hub has something to tell that is not in this page.
-async fn news(app: &App, place: &Place, page: TurnPage, until: Instant) -> Result<(), Problem> {
+pub async fn news(app: &App, place: &Place, page: TurnPage, until: Instant) -> Result<(), Problem> {
     let _seat = app.hub.seat().ok_or_else(|| Problem::new("too_many_readers", "This server has as many waiting reads as it takes."))?;
     let mut progress = Progress::in_turn(place.session_id.clone(), place.ordinal, place.seq);
     progress.advance(&[SharedPage::from(page)]);
@@ -103,7 +103,8 @@ async fn news(app: &App, place: &Place, page: TurnPage, until: Instant) -> Resul
     Ok(())
 }
 
-async fn look(app: &App, place: &Place, limit: i64) -> Result<TurnPage, Problem> {
+/// The turn from a place on, from one moment.
+pub async fn look(app: &App, place: &Place, limit: i64) -> Result<TurnPage, Problem> {
     let limits = PageLimits { turns: 1, blocks: limit, bytes: BYTES_MAX, reasons: true };
     let mut pages = app.store.pages(&[place], limits).await?;
     pages.pop().and_then(|mut turns| turns.pop()).ok_or_else(Problem::not_found)

@@ -12,6 +12,7 @@
 //! | `auth`, `rights` | tokens, scopes, bounds; those of streams that are open |
 //! | `request`, `problem`, `respond` | what comes in, what is wrong with it, what goes out |
 //! | `document` | the OpenAPI document and the page that shows it |
+//! | `ops` | the dashboard, for people |
 //! | `chat` | a page to talk to an agent, on a server without tokens |
 //! | `server` | connections: limits and the end |
 
@@ -23,6 +24,7 @@ mod deliveries;
 mod document;
 mod enqueue;
 mod hub;
+mod ops;
 mod position;
 mod previews;
 mod problem;
@@ -76,6 +78,7 @@ pub struct App {
     stop: CancellationToken,
     stats: Arc<Recent<QueueStats>>,
     ready: Arc<Recent<()>>,
+    desk: Arc<ops::Desk>,
 }
 
 /// Every route there is.
@@ -118,7 +121,7 @@ fn router(app: App) -> Router {
     let (routes, _) = table().split_for_parts();
     let routes = if app.open { routes.merge(chat::routes()) } else { routes };
     let routes = routes
-        .fallback(|| async { Problem::not_found() })
+        .merge(ops::routes())
         .layer(axum::middleware::from_fn_with_state(app.clone(), auth::same_machine))
         .layer(CatchPanicLayer::custom(|_| Problem::new("internal", "Something went wrong here.").into_response()));
     let routes = match cors(&app.config.cors_origins) {
@@ -219,6 +222,7 @@ impl Web {
             stop: stop.clone(),
             stats: Arc::default(),
             ready: Arc::default(),
+            desk: Arc::default(),
         };
         server::serve(self.listener, router(app), self.config, stop).await;
         Ok(())

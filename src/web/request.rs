@@ -126,7 +126,7 @@ fn is_json(headers: &HeaderMap) -> Result<(), Problem> {
 }
 
 /// All of it, within the limits of size and time.
-async fn read(request: Request, app: &App) -> Result<Vec<u8>, Problem> {
+pub async fn read(request: Request, app: &App) -> Result<Vec<u8>, Problem> {
     let max = app.config.body_max_bytes;
     let mut chunks = request.into_body().into_data_stream();
     let mut body = Vec::new();

@@ -17,6 +17,10 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest id of a client's own that is taken over.
 const REQUEST_ID_MAX: usize = 64;
 
+/// Marks an answer that says by itself what is wrong: a page for people.
+#[derive(Debug, Clone, Copy)]
+pub struct Written;
+
 /// Outermost: nothing that a client gets has not been here.
 pub async fn finish(request: Request, next: Next) -> Response {
     let id = request_id(request.headers());
@@ -30,7 +34,8 @@ pub async fn finish(request: Request, next: Next) -> Response {
     } else {
         debug!(request.id = %id, %method, path, status = status.as_u16(), took_ms, "{method} {path}: {status}");
     }
-    if status.is_client_error() || status.is_server_error() {
+    let written = response.extensions().get::<Written>().is_some();
+    if !written && (status.is_client_error() || status.is_server_error()) {
         response = in_words(response, &id, &path);
     }
     let headers = response.headers_mut();

@@ -24,6 +24,7 @@ mod journals;
 mod kept;
 mod lost_answers;
 mod memory;
+mod ops;
 mod outages;
 mod previews;
 mod properties;

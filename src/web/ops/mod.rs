@@ -1,0 +1,76 @@
+//! The dashboard, at `/ops`: pages made here, patched in place by htmx, with nothing from elsewhere.
+//!
+//! | file | part |
+//! | --- | --- |
+//! | `mod` | every route, in one table; the pages of the bar on top |
+//! | `enter` | who is looking: a token, shown once, becomes a cookie |
+//! | `frame` | what every page has around it, and what is said when there is none |
+//! | `deed` | acting: the form that asks for a reason, and the checks before anything is done |
+//! | `look` | ages, amounts, states: one way to show each |
+//! | `glance` | what the database says, kept for a moment, and the last that it said when it is late |
+//! | `assets` | scripts and styles, in the binary |
+//! | `now`, `turns`, `turn`, `audit` | a page each |
+//! | `bulk` | cancel and retry of many turns |
+//! | `lanes`, `said`, `markdown`, `export` | a turn's time axis, its transcript, and both as one file |
+//!
+//! # Adding a page
+//!
+//! 1. Its SQL in `src/store`, read with `glance` so that it is cut after 1.5 s and can write nothing; bounded, without
+//!    counting history.
+//! 2. A file here with a handler that takes [`enter::Viewer`] and gives `Result<Response, frame::Fault>`; a template in
+//!    `templates/` that extends `base.html` and has a field `frame` from [`frame::Frame::of`].
+//! 3. Its route in [`routes`], its line in [`PAGES`]. A part that refreshes itself is a route of its own that gives the
+//!    inside of an element with `hx-trigger="tick from:body"`: `assets/ops.js` ticks while somebody looks.
+//! 4. For an act: a store function that calls `audit::note` in its transaction, a GET that shows [`deed::Ask`], and a POST
+//!    that takes [`deed::Deed`], which has checked scope, origin, form token and reason.
+
+mod assets;
+mod audit;
+mod bulk;
+mod deed;
+mod enter;
+mod export;
+mod frame;
+mod glance;
+mod lanes;
+mod look;
+mod markdown;
+mod now;
+mod said;
+mod turn;
+mod turns;
+
+use axum::Router;
+use axum::response::Redirect;
+use axum::routing::{get, post};
+
+use super::App;
+pub use enter::{OpsAct, OpsRead};
+pub use glance::Desk;
+
+/// The pages of the bar on top: path, name, key to press after `g`.
+pub const PAGES: [(&str, &str, char); 3] = [("/ops", "Now", 'n'), ("/ops/turns", "Turns", 't'), ("/ops/audit", "Audit", 'a')];
+
+/// Every route of the dashboard. None is in the API's document: they are for people.
+pub fn routes() -> Router<App> {
+    Router::new()
+        .route("/ops", get(now::page))
+        .route("/ops/", get(|| async { Redirect::permanent("/ops") }))
+        .route("/ops/now", get(now::live))
+        .route("/ops/now/charts", get(now::charts))
+        .route("/ops/turns", get(turns::page))
+        .route("/ops/list", get(turns::list))
+        .route("/ops/bulk", get(bulk::ask).post(bulk::act))
+        .route("/ops/turns/{turn_id}", get(turn::page))
+        .route("/ops/turns/{turn_id}/live", get(turn::live))
+        .route("/ops/turns/{turn_id}/said", get(said::page))
+        .route("/ops/turns/{turn_id}/blocks/{seq}", get(said::block))
+        .route("/ops/turns/{turn_id}/export", get(export::file))
+        .route("/ops/turns/{turn_id}/cancel", get(turn::ask_cancel).post(turn::cancel))
+        .route("/ops/turns/{turn_id}/retry", get(turn::ask_retry).post(turn::retry))
+        .route("/ops/audit", get(audit::page))
+        .route("/ops/enter", get(enter::ask).post(enter::enter))
+        .route("/ops/leave", post(enter::leave))
+        .route("/ops/assets/{name}", get(assets::serve))
+        .fallback(frame::missing)
+}

@@ -1,0 +1,243 @@
+//! *Turns*: found by what is known of them, page by page; those that are shown are patched in place, and what is new is
+//! counted, not pushed in between.
+
+use std::fmt::Write as _;
+
+use askama::Template;
+use axum::extract::{Query, State};
+use axum::response::Response;
+use chrono::{DateTime, Utc};
+use serde::Deserialize;
+
+use super::super::App;
+use super::super::position::{cursor, read_cursor};
+use super::super::problem::Problem;
+use super::enter::Viewer;
+use super::frame::{Fault, Frame, page_of, part_of};
+use super::look::{self, Mark};
+use crate::store::{FoundPage, FoundTurn, LOOKED_AT_MAX, TurnFilter};
+
+/// Turns of a page.
+const PAGE: i64 = 50;
+
+/// Between ids in a query; no id of ours has it.
+const BETWEEN: char = '\u{1f}';
+
+/// Longest query of ours: a page of very long ids does without refreshing.
+const IDS_MAX_BYTES: usize = 6000;
+
+/// What every list of pages is under, so that no other list's cursor is taken for one.
+const LIST: &str = "ops-turns";
+
+/// Statuses, as they are chosen.
+const STATUSES: [&str; 5] = ["pending", "in_progress", "completed", "failed", "cancelled"];
+
+/// Reasons, as they are chosen.
+const REASONS: [&str; 9] =
+    ["session_busy", "no_slot", "create_rate", "tenant_limit", "backoff", "budget", "pool_paused", "pool_blocked", "no_worker"];
+
+/// The filter, as the address has it; an empty field filters nothing.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct Wanted {
+    #[serde(default)]
+    status: String,
+    #[serde(default)]
+    reason: String,
+    #[serde(default)]
+    error: String,
+    #[serde(default)]
+    pool: String,
+    #[serde(default)]
+    tenant: String,
+    #[serde(default)]
+    session: String,
+    #[serde(default)]
+    q: String,
+    #[serde(default)]
+    below: String,
+    /// Those that are shown, to be shown anew.
+    #[serde(default)]
+    ids: String,
+}
+
+impl Wanted {
+    /// As the store takes it.
+    pub fn filter(&self) -> Result<TurnFilter, Problem> {
+        let some = |text: &str| Some(text.trim()).filter(|text| !text.is_empty()).map(str::to_owned);
+        let all = [&self.status, &self.reason, &self.error, &self.pool, &self.tenant, &self.session, &self.q];
+        if all.iter().any(|text| text.contains('\0') || text.len() > 1024) {
+            return Err(Problem::new("invalid_request", "A filter has at most 1024 bytes, and no NUL."));
+        }
+        Ok(TurnFilter {
+            status: some(&self.status),
+            reason: some(&self.reason),
+            error: some(&self.error),
+            pool: some(&self.pool),
+            tenant: some(&self.tenant),
+            session: some(&self.session),
+            text: some(&self.q),
+            ids: None,
+        })
+    }
+
+    /// The filter as a query again, without where the page begins.
+    pub fn query(&self) -> String {
+        let pairs = [
+            ("status", &self.status),
+            ("reason", &self.reason),
+            ("error", &self.error),
+            ("pool", &self.pool),
+            ("tenant", &self.tenant),
+            ("session", &self.session),
+            ("q", &self.q),
+        ];
+        let mut query = String::new();
+        for (name, value) in pairs.iter().filter(|(_, value)| !value.trim().is_empty()) {
+            let _ = write!(query, "{}{name}={}", if query.is_empty() { "" } else { "&" }, look::encoded(value.trim()));
+        }
+        query
+    }
+
+    fn below(&self) -> Result<crate::store::Below, Problem> {
+        if self.below.is_empty() {
+            return Ok(None);
+        }
+        let parts = read_cursor(&self.below, &[LIST], 2)?;
+        let bad = || Problem::new("invalid_cursor", "The cursor is none of this list's.");
+        let [at, id] = <[String; 2]>::try_from(parts).map_err(|_| bad())?;
+        let at = at.parse().ok().and_then(DateTime::<Utc>::from_timestamp_micros).ok_or_else(bad)?;
+        Ok(Some((at, id)))
+    }
+}
+
+fn cursor_of(at: DateTime<Utc>, id: &str) -> String {
+    cursor(&[LIST, &at.timestamp_micros().to_string(), id])
+}
+
+/// A turn in the list.
+pub struct Row {
+    /// The turn.
+    pub turn: FoundTurn,
+    /// Its state.
+    pub mark: Mark,
+    /// Its page.
+    pub href: String,
+}
+
+impl Row {
+    fn of(turn: &FoundTurn) -> Self {
+        let mark = look::status(&turn.status, turn.wait_reason.as_deref(), turn.phase.as_deref());
+        Self { mark, href: format!("/ops/turns/{}", look::encoded(&turn.id)), turn: turn.clone() }
+    }
+
+    fn tenant(&self) -> &str {
+        self.turn.tenant_id.as_deref().unwrap_or_default()
+    }
+
+    fn error(&self) -> &str {
+        self.turn.error_code.as_deref().unwrap_or_default()
+    }
+}
+
+#[derive(Template)]
+#[template(path = "turns_list.html")]
+struct List {
+    rows: Vec<Row>,
+    query: String,
+    newer: i64,
+    next: String,
+    gave_up: bool,
+    first_page: bool,
+    again: String,
+    as_of: DateTime<Utc>,
+    may_act: bool,
+}
+
+impl List {
+    async fn of(app: &super::super::App, viewer: &Viewer, wanted: &Wanted) -> Result<Self, Fault> {
+        let filter = wanted.filter()?;
+        let (page, newer) = if wanted.ids.is_empty() {
+            (app.store.find_turns(&filter, &wanted.below()?, PAGE).await?, 0)
+        } else {
+            Self::again(app, wanted, &filter).await?
+        };
+        let rows: Vec<Row> = page.turns.iter().map(Row::of).collect();
+        let ids = rows.iter().map(|row| row.turn.id.as_str()).collect::<Vec<_>>().join(&BETWEEN.to_string());
+        let query = wanted.query();
+        let ids = look::encoded(&ids);
+        // A page that the reader went on to shows what it showed; only the first one tells of what is new.
+        let again = if rows.is_empty() || ids.len() > IDS_MAX_BYTES {
+            format!("/ops/list?{query}")
+        } else {
+            format!("/ops/list?{query}&ids={ids}&below={}", look::encoded(&wanted.below))
+        };
+        Ok(Self {
+            rows,
+            newer,
+            next: page.next.as_ref().map(|(at, id)| cursor_of(*at, id)).unwrap_or_default(),
+            gave_up: page.gave_up,
+            first_page: wanted.below.is_empty(),
+            again: if wanted.ids.is_empty() || ids.len() <= IDS_MAX_BYTES { again } else { String::new() },
+            as_of: app.store.clock().await?,
+            may_act: viewer.may_act,
+            query,
+        })
+    }
+
+    /// The turns that are shown, as they are now; and how many are new above them.
+    async fn again(app: &super::super::App, wanted: &Wanted, filter: &TurnFilter) -> Result<(FoundPage, i64), Fault> {
+        let ids: Vec<String> = wanted.ids.split(BETWEEN).map(str::to_owned).take(usize::try_from(PAGE).unwrap_or(0)).collect();
+        let shown = TurnFilter { ids: Some(ids), ..TurnFilter::default() };
+        let mut page = app.store.find_turns(&shown, &None, PAGE).await?;
+        let newer = match page.turns.first() {
+            Some(first) if wanted.below.is_empty() => app.store.count_newer(filter, &(first.created_at, first.id.clone())).await?,
+            _ => 0,
+        };
+        let last = page.turns.last().map(|turn| (turn.created_at, turn.id.clone()));
+        page.next = last.filter(|_| i64::try_from(page.turns.len()).unwrap_or(0) == PAGE);
+        Ok((page, newer))
+    }
+
+    fn newer_words(&self) -> String {
+        if self.newer >= 100 { "100+ new".to_owned() } else { format!("{} new", self.newer) }
+    }
+
+    fn looked_at() -> String {
+        look::count(LOOKED_AT_MAX)
+    }
+}
+
+#[derive(Template)]
+#[template(path = "turns.html")]
+struct TurnsPage {
+    frame: Frame,
+    wanted: Wanted,
+    pools: Vec<String>,
+    list: List,
+}
+
+impl TurnsPage {
+    fn statuses() -> [(&'static str, Mark); 5] {
+        STATUSES.map(|status| (status, look::status(status, None, None)))
+    }
+
+    fn reasons() -> [(&'static str, &'static str); 9] {
+        REASONS.map(|reason| (reason, look::reason_words(reason)))
+    }
+
+    fn filtered(&self) -> bool {
+        !self.list.query.is_empty()
+    }
+}
+
+/// The page.
+pub async fn page(viewer: Viewer, State(app): State<App>, Query(wanted): Query<Wanted>) -> Result<Response, Fault> {
+    let list = List::of(&app, &viewer, &wanted).await?;
+    let pools = app.store.rooms().await?.into_iter().map(|room| room.pool).collect();
+    Ok(page_of(&TurnsPage { frame: Frame::of(&viewer, "/ops/turns", "Turns"), wanted, pools, list }))
+}
+
+/// Its list alone.
+pub async fn list(viewer: Viewer, State(app): State<App>, Query(wanted): Query<Wanted>) -> Result<Response, Fault> {
+    Ok(part_of(&List::of(&app, &viewer, &wanted).await?))
+}
