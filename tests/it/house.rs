@@ -30,7 +30,17 @@ fn sql_is_in_the_store_only() {
         .map(|(name, _)| name)
         .collect();
     // The bench measures raw Postgres beside us: that is its purpose.
-    assert_eq!(elsewhere, ["src/cli/bench/crowd.rs", "src/cli/bench/mod.rs", "src/cli/bench/pauses.rs", "src/cli/bench/starts.rs"]);
+    assert_eq!(
+        elsewhere,
+        [
+            "src/cli/bench/crowd.rs",
+            "src/cli/bench/mod.rs",
+            "src/cli/bench/pages.rs",
+            "src/cli/bench/pauses.rs",
+            "src/cli/bench/seed.rs",
+            "src/cli/bench/starts.rs"
+        ]
+    );
 }
 
 #[test]

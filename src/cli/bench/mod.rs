@@ -5,7 +5,9 @@
 //! connections, as the measure for ours. Compare ratios of one run, never figures of two.
 
 mod crowd;
+mod pages;
 mod pauses;
+mod seed;
 mod starts;
 mod streams;
 
@@ -14,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::Args;
+use clap::{Args, Subcommand};
 use futures::StreamExt as _;
 use sqlx::PgPool;
 use tokio::sync::oneshot;
@@ -43,7 +45,10 @@ const CLAIM_MAX: i64 = 100;
 /// Starts a Postgres of its own, with fsync on, and the local sandboxes; DATABASE_URL is left alone. Compare the ratios: this machine's speed is in
 /// both sides of each.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Bench {
+    #[command(subcommand)]
+    what: Option<BenchCommand>,
     /// Turns that do nothing, drained from a full queue
     #[arg(long, default_value_t = 3000)]
     turns: u32,
@@ -68,9 +73,17 @@ pub struct Bench {
     /// Readers of one web server
     #[arg(long, default_value_t = 5000)]
     readers: usize,
+    /// Ended turns behind the dashboard's pages, with ten blocks each
+    #[arg(long, default_value_t = 200_000)]
+    history: u32,
     /// Only this part
     #[arg(long, value_enum)]
     only: Option<Part>,
+}
+
+#[derive(Debug, Subcommand)]
+enum BenchCommand {
+    Seed(seed::Seed),
 }
 
 /// What is measured.
@@ -86,16 +99,21 @@ enum Part {
     Streams,
     /// What a killed worker and one told to go cost the turns that they ran
     Pauses,
+    /// The dashboard's pages, with history
+    Pages,
 }
 
 impl Bench {
     /// Runs it.
     pub async fn run(self, config: Config) -> anyhow::Result<ExitCode> {
+        if let Some(BenchCommand::Seed(seed)) = self.what {
+            return seed.run(&config).await.map(|()| ExitCode::SUCCESS);
+        }
         let stop = stop_on_signal()?;
         let home = postgres::passable_tempdir("turnmill-bench-")?;
         let options = postgres::Options { durable: true, ..postgres::Options::default() };
         let server = Postgres::start(&home.path().join("postgres"), options).await?;
-        let measured = stop.run_until_cancelled(self.measure(config, &server.url(), &home)).await;
+        let measured = Box::pin(stop.run_until_cancelled(self.measure(config, &server.url(), &home))).await;
         server.stop().await?;
         measured.unwrap_or(Ok(())).map(|()| ExitCode::SUCCESS)
     }
@@ -122,6 +140,9 @@ impl Bench {
         }
         if wanted(Part::Pauses) {
             pauses::measure(&store, self.paused, url, home).await?;
+        }
+        if wanted(Part::Pages) {
+            pages::measure(&store, config.clone(), self.history).await?;
         }
         Ok(())
     }
