@@ -29,7 +29,9 @@ impl Journal {
             let turn = paint::line(&self.turn);
             let others: Vec<String> = store.journals(&self.turn).await?.iter().map(|(attempt, _)| attempt.to_string()).collect();
             if others.is_empty() {
-                anyhow::bail!("no journal is kept of turn \"{turn}\": no attempt of it has ended, or its pool keeps none, or no longer (pool set --journal-days)");
+                anyhow::bail!(
+                    "no journal is kept of turn \"{turn}\": no attempt of it has ended, or its pool keeps none, or no longer (pool set --journal-days)"
+                );
             }
             anyhow::bail!("no journal is kept of that attempt of turn \"{turn}\"; there is one of: {}", others.join(", "));
         };

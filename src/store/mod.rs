@@ -62,8 +62,8 @@ mod timeline;
 mod tokens;
 mod transcripts;
 mod turns;
-mod webhooks;
 mod visits;
+mod webhooks;
 mod workers;
 
 use std::time::Duration;
@@ -103,8 +103,8 @@ pub use timeline::{OpsTurn, Period, Said, SaidPage};
 pub use tokens::{Bearer, Bounds, NewToken, TokenRow};
 pub use transcripts::{Past, SavedBy};
 pub use turns::{BlockRow, Enqueue, Reading, Receipt, Seam, TurnRow};
-pub use webhooks::{Endpoint, EndpointChange, NewEndpoint};
 pub use visits::Visit;
+pub use webhooks::{Endpoint, EndpointChange, NewEndpoint};
 pub use workers::{Renewal, WorkerRow};
 
 /// The migrations of the schema, in `migrations/`.

@@ -30,7 +30,7 @@ pub async fn measure(store: &Store, mut config: Config, turns: u32) -> anyhow::R
     store.set_pool("default", &PoolChange { cap: Some(RUNNING), ..PoolChange::default() }).await?;
     crowd(store.pool()).await?;
     config.web.listen.set_port(0);
-    let web = Web::bind(store.clone(), config.web, true).await?;
+    let web = Web::bind(store.clone(), &config, true).await?;
     let at = format!("http://{}", web.address()?);
     let stop = CancellationToken::new();
     let serving = tokio::spawn(web.run(stop.clone()));
