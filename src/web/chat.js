@@ -96,9 +96,13 @@ function listen() {
   on("status", show);
   // Of a turn that has ended the blocks come first. An event's id begins with the turn's place.
   on("block", (block) => turns.of(block.turn_id, Number(last.split(":")[0])).block(block));
-  on("preview", (preview) => turns.byId.get(preview.turn_id)?.preview(preview));
   on("generation", ({ turn_id }) => turns.byId.get(turn_id)?.startOver());
-  on("end", (state) => readFiles(show(state)));
+  on("preview", (preview) => turns.byId.get(preview.turn_id)?.preview(preview));
+  on("end", (state) => {
+    const turn = show(state);
+    turn.dropAll();
+    readFiles(turn);
+  });
   on("caught_up", () => {
     connection("live");
     $("turns").setAttribute("aria-busy", "false");
@@ -106,8 +110,7 @@ function listen() {
   });
   stream.onerror = () => {
     connection("away");
-    // They are told from their beginning again.
-    turns.all().forEach((turn) => turn.noPreviews());
+    turns.all().forEach((turn) => turn.dropAll());
     // It comes back by itself after a cut, but not when it was answered with an error.
     if (stream.readyState === EventSource.CLOSED) again();
   };

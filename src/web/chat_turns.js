@@ -1,7 +1,9 @@
 // What turns look like. Whatever an agent or a user says goes in as text, never as HTML.
 
-/** Results of up to this many lines and characters are shown at once; longer ones when they are opened. */
-const SHORT = { lines: 8, characters: 800 };
+/** What has more lines or characters than this is folded, and shown when it is opened: browsers take seconds for a huge text. */
+const RESULT = { lines: 8, characters: 800 };
+const MESSAGE = { lines: 20, characters: 2000 };
+const TEXT = { lines: 2000, characters: 20000 };
 
 /** Files of one turn that are listed. */
 const FILES_MAX = 100;
@@ -32,36 +34,35 @@ function words(value) {
   return value === undefined || value === null ? "" : JSON.stringify(value);
 }
 
-/** One block: thinking, content, tool_use or tool_result. */
-function shape({ type, content }) {
-  if (type === "thinking") return element("div", "block thinking", words(content.text));
-  if (type === "tool_use") {
-    const [name, parameters] = [element("bdi", "name", words(content.tool_name)), element("bdi", "parameters", words(content.parameters))];
-    return element("div", "block tool", name, " ", parameters);
-  }
-  if (type === "tool_result") return result(content);
-  if (content.kind === "unknown") return element("div", "block thinking", words(content.block));
-  const known = ["error", "warning", "context_lost"].includes(content.kind) ? content.kind : "content";
-  return element("div", "block " + known, words(content.text));
+/** A text as it is, or folded if it is long. */
+function folded(text, most, what) {
+  const lines = text.split("\n").length;
+  if (lines <= most.lines && text.length <= most.characters) return text;
+  const whole = element("pre", "", text);
+  // It scrolls, so the keyboard must be able to get there.
+  whole.tabIndex = 0;
+  whole.setAttribute("role", "region");
+  whole.setAttribute("aria-label", what);
+  const size = lines > 1 ? lines + " lines" : text.length + " characters";
+  return element("details", "", element("summary", "", what + ", " + size), whole);
 }
 
-function result({ result, error }) {
-  const failed = error !== null && error !== undefined;
-  const text = words(failed ? error : result);
-  const box = element("div", failed ? "block result failed" : "block result");
-  const shown = element("pre", "", text);
-  const lines = text.split("\n").length;
-  if (lines <= SHORT.lines && text.length <= SHORT.characters) {
-    box.append(shown);
-    return box;
+/** One block: thinking, content, tool_use or tool_result. */
+function shape({ type, content }) {
+  if (type === "thinking") return element("div", "block thinking", folded(words(content.text), TEXT, "thinking"));
+  if (type === "tool_use") {
+    const parameters = folded(words(content.parameters), TEXT, "parameters");
+    const shown = typeof parameters === "string" ? element("bdi", "parameters", parameters) : parameters;
+    return element("div", "block tool", element("bdi", "name", words(content.tool_name)), " ", shown);
   }
-  // It scrolls, so the keyboard must be able to get there.
-  shown.tabIndex = 0;
-  shown.setAttribute("role", "region");
-  shown.setAttribute("aria-label", "Result of the tool");
-  const size = lines > 1 ? lines + " lines" : text.length + " characters";
-  box.append(element("details", "", element("summary", "", (failed ? "error, " : "result, ") + size), shown));
-  return box;
+  if (type === "tool_result") {
+    const failed = content.error !== null && content.error !== undefined;
+    const text = folded(words(failed ? content.error : content.result), RESULT, failed ? "error" : "result");
+    return element("div", failed ? "block result failed" : "block result", typeof text === "string" ? element("pre", "", text) : text);
+  }
+  if (content.kind === "unknown") return element("div", "block thinking", folded(words(content.block), TEXT, "unknown"));
+  const known = ["error", "warning", "context_lost"].includes(content.kind) ? content.kind : "content";
+  return element("div", "block " + known, folded(words(content.text), TEXT, "text"));
 }
 
 function fileLine(turnId, { path, change, kept }) {
@@ -87,8 +88,8 @@ class Turn {
   constructor(id, ordinal) {
     this.id = id;
     this.ordinal = ordinal;
-    this.growing = new Map(); // the subagent's call, or null → the block that is being said
     this.status = "pending";
+    this.growing = new Map(); // by subagent: what the next block says so far
     this.said = element("div", "said", "…");
     this.answer = element("div", "answer");
     this.line = element("p", "status");
@@ -99,7 +100,7 @@ class Turn {
 
   /** What the user said. */
   message(text) {
-    this.said.textContent = text;
+    this.said.replaceChildren(folded(text, MESSAGE, "message"));
     this.known = true;
   }
 
@@ -110,10 +111,10 @@ class Turn {
   show(state) {
     this.status = this.box.dataset.status = state.status;
     this.line.textContent = statusWords(state);
-    if (!this.open) this.noPreviews();
   }
 
   block(block) {
+    this.drop(block.parent_tool_use_id);
     if (block.content.kind === "retraction") {
       this.answer.querySelector(`[data-seq="${Number(block.seq) - Number(block.content.places_back)}"]`)?.classList.add("retracted");
       return;
@@ -121,34 +122,34 @@ class Turn {
     const shown = shape(block);
     shown.dataset.seq = block.seq;
     shown.classList.toggle("inner", Boolean(block.parent_tool_use_id));
-    this.noPreview(block.parent_tool_use_id);
     this.answer.insertBefore(shown, this.answer.querySelector(".growing"));
   }
 
-  /** What the next block says so far. */
-  preview({ parent_tool_use_id: parent, withdrawn, type, tool_name, at, text }) {
-    if (withdrawn || at === 0) this.noPreview(parent);
-    if (withdrawn) return;
+  /** What the next block says so far, piece by piece; the block takes its place. */
+  preview({ parent_tool_use_id, type, tool_name, at, text, withdrawn }) {
+    if (withdrawn || at === 0) this.drop(parent_tool_use_id);
     if (at === 0) {
-      const shown = shape({ type, content: { text: "", tool_name, parameters: "" } });
-      shown.classList.add("growing");
-      shown.classList.toggle("inner", Boolean(parent));
-      // It is read out when it is there.
-      shown.setAttribute("aria-hidden", "true");
-      this.growing.set(parent, shown);
-      this.answer.append(shown);
+      const begun = shape({ type, content: { text: "", tool_name, parameters: "" } });
+      begun.classList.add("growing");
+      begun.classList.toggle("inner", Boolean(parent_tool_use_id));
+      // It is read out when it is whole.
+      begun.setAttribute("aria-hidden", "true");
+      this.answer.append(begun);
+      this.growing.set(parent_tool_use_id, begun);
     }
-    const shown = this.growing.get(parent);
-    (shown?.querySelector(".parameters") ?? shown)?.append(text);
+    const shown = this.growing.get(parent_tool_use_id);
+    if (shown && text) (shown.querySelector(".parameters") ?? shown).append(text);
   }
 
-  noPreview(parent) {
+  /** Takes what is shown so far of one subagent's next block away, … */
+  drop(parent) {
     this.growing.get(parent)?.remove();
     this.growing.delete(parent);
   }
 
-  noPreviews() {
-    [...this.growing.keys()].forEach((parent) => this.noPreview(parent));
+  /** … or of everybody's. */
+  dropAll() {
+    for (const parent of [...this.growing.keys()]) this.drop(parent);
   }
 
   /** The answer starts over. */

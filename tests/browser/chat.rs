@@ -172,6 +172,22 @@ async fn a_server_that_takes_no_more_readers_is_asked_again_and_goes_on_where_th
 }
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn a_block_is_seen_to_grow_and_takes_the_place_of_what_was_seen_of_it(pool: PgPool) {
+    let chat = Chat::start(pool).await;
+    chat.all.fleet.store.set_pool("default", &PoolChange { previews: Some(true), ..PoolChange::default() }).await.unwrap();
+    let words = (0..60).map(|nth| format!("word{nth}")).collect::<Vec<_>>().join(" ");
+    chat.talk.say(&format!("/mock {}", json!({ "delay_ms": 3000, "steps": [{ "thinking": "Hm." }, { "text": words }] }))).await;
+    let part = "document.querySelector('.growing.content')?.textContent";
+    chat.talk.browser.until(&format!("/^word0 .*word10/.test({part}) && !{part}.includes('word59')")).await;
+    assert_eq!(chat.talk.texts().await, ["Hm."], "what grows is no block yet");
+    chat.talk.has(1, "completed").await;
+    assert_eq!(chat.talk.texts().await, ["Hm.", words.as_str()]);
+    assert_eq!(chat.talk.browser.texts(".growing").await, Vec::<String>::new());
+    chat.all_is_shown().await;
+    chat.stop().await;
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
 async fn an_answer_that_starts_over_replaces_what_was_shown(pool: PgPool) {
     let fleet = Fleet::new(pool);
     let worker = fleet.worker("a").await;

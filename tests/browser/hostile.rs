@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use sqlx::PgPool;
-use turnmill::store::Enqueue;
+use turnmill::store::{Enqueue, PoolChange};
 
 use crate::browser::ENTER;
 use crate::talk::Chat;
@@ -25,7 +25,7 @@ const STRANGERS: &str = "const [elements, attributes] = arguments[0].map((words)
     return [...document.body.querySelectorAll('*')].filter((one) => !elements.has(one.localName)
         || [...one.attributes].some(({ name }) => !attributes.has(name) && !name.startsWith('aria-') && !name.startsWith('data-'))
         || (one.localName === 'a' && !one.href.startsWith(location.origin + '/v1/turns/'))
-        || (one.matches('.said, .content, .thinking, .error, .name, .parameters, pre, .session bdi, .files a, .files bdi') && one.children.length > 0))
+        || (one.matches(':is(.said, .content, .thinking, .error, .name, .parameters, pre, .session bdi, .files a, .files bdi):not(:has(> details))') && one.children.length > 0))
       .map((one) => one.outerHTML.slice(0, 200))";
 
 impl Chat {
@@ -56,19 +56,23 @@ impl Chat {
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
 async fn whatever_an_agent_says_is_shown_as_it_is_and_does_nothing(pool: PgPool) {
     let chat = Chat::start(pool).await;
+    // Also while it is being said.
+    chat.all.fleet.store.set_pool("default", &PoolChange { previews: Some(true), ..PoolChange::default() }).await.unwrap();
     let mut steps = Vec::new();
-    for (name, text) in corpus() {
-        let call = |failed: bool| json!({ "name": text, "input": { "text": text, text.clone(): name }, "result": text, "failed": failed });
+    // Letter by letter, a long one would take its time; one comes below.
+    let short: BTreeMap<String, String> = corpus().into_iter().filter(|(_, text)| text.len() < 10_000).collect();
+    for (name, text) in &short {
+        let call = |failed: bool| json!({ "name": text, "input": { "text": text, text.as_str(): name }, "result": text, "failed": failed });
         steps.extend([json!({ "thinking": text }), json!({ "text": text }), json!({ "tool": call(false) }), json!({ "tool": call(true) })]);
     }
     let script = chat.all.e2b.dir.path().join("hostile-script.json");
     std::fs::write(&script, json!({ "steps": steps }).to_string()).unwrap();
     chat.talk.say(&format!("/mock {}", script.display())).await;
     chat.talk.has(1, "completed").await;
-    assert_eq!(chat.talk.blocks().await.len(), corpus().len() * 6);
+    assert_eq!(chat.talk.blocks().await.len(), short.len() * 6);
     chat.all_is_shown().await;
     chat.nothing_happened().await;
-    // NUL, halves of surrogate pairs, no UTF-8, lines that are no events.
+    // NUL, halves of surrogate pairs, no UTF-8, lines that are no events, two megabytes without a blank.
     chat.talk.say("/mock hostile").await;
     chat.talk.has(2, "completed").await;
     chat.all_is_shown().await;
@@ -89,10 +93,10 @@ async fn whatever_a_user_says_is_shown_as_it_is_and_does_nothing(pool: PgPool) {
     chat.talk.has(1, "completed").await;
     // A text area has no line ends but its own.
     let written = message.replace("\r\n", "\n").replace('\r', "\n");
-    assert!(chat.talk.browser.texts(".said").await == [written.as_str()], "as it was sent");
+    assert!(chat.talk.browser.texts(".said pre").await == [written.as_str()], "as it was sent");
     chat.talk.browser.reload().await;
-    chat.talk.browser.until("document.querySelector('.said')?.textContent.startsWith('/mock noop')").await;
-    assert!(chat.talk.browser.texts(".said").await == [written.as_str()], "as it was read");
+    chat.talk.browser.until("document.querySelector('.said pre')?.textContent.startsWith('/mock noop')").await;
+    assert!(chat.talk.browser.texts(".said pre").await == [written.as_str()], "as it was read");
     chat.nothing_happened().await;
     // What is refused is said in the server's words, not in the user's.
     chat.paste_and_send("nul \0 <img src=x onerror=window.__pwned=1>").await;

@@ -59,7 +59,7 @@ impl Talk {
         let script = "return [...document.querySelectorAll('[data-seq]')].map((block) => ({
             turn: block.closest('.turn').dataset.turn, seq: Number(block.dataset.seq), look: block.className,
             texts: [...block.querySelectorAll('.name, .parameters, pre')].map((one) => one.textContent).concat(
-              block.matches('.tool, .result') ? [] : [block.textContent]) }))";
+              block.querySelector('pre, .name') ? [] : [block.textContent]) }))";
         serde_json::from_value(self.browser.run(script, json!(null)).await).unwrap()
     }
 
