@@ -17,6 +17,7 @@ CREATE TABLE turnmill.webhook_endpoints (
   disabled_at       timestamptz,
   failures          integer NOT NULL DEFAULT 0 CHECK (failures >= 0),
   failing_since     timestamptz,
+  not_before        timestamptz,
   last_success_at   timestamptz,
   last_failure_at   timestamptz,
   last_error        text,
@@ -45,6 +46,7 @@ COMMENT ON COLUMN turnmill.webhook_endpoints.disabled_reason IS 'Why, for people
 COMMENT ON COLUMN turnmill.webhook_endpoints.disabled_at IS 'Since when.';
 COMMENT ON COLUMN turnmill.webhook_endpoints.failures IS 'Deliveries that failed since the last that did not.';
 COMMENT ON COLUMN turnmill.webhook_endpoints.failing_since IS 'The first of these failures.';
+COMMENT ON COLUMN turnmill.webhook_endpoints.not_before IS 'It is asked nothing until then: it failed, or wants it so (Retry-After); null = it is well.';
 COMMENT ON COLUMN turnmill.webhook_endpoints.last_success_at IS 'Coarse: written at most once a second.';
 COMMENT ON COLUMN turnmill.webhook_endpoints.last_failure_at IS 'When a delivery last failed.';
 COMMENT ON COLUMN turnmill.webhook_endpoints.last_error IS 'What was wrong then.';

@@ -11,4 +11,4 @@ COMMENT ON COLUMN turnmill.ops_visits.hash IS 'SHA-256 of what its cookie has: 2
 COMMENT ON COLUMN turnmill.ops_visits.token_id IS 'The token that it came with, whose scopes it has, and with which it ends.';
 COMMENT ON COLUMN turnmill.ops_visits.created_at IS 'When it came.';
 COMMENT ON COLUMN turnmill.ops_visits.expires_at IS 'When it must show a token again.';
-COMMENT ON COLUMN turnmill.api_tokens.scopes IS 'turns:read, turns:write, turns:cancel, queue:read; for the dashboard ops:read, ops:act.';
+COMMENT ON COLUMN turnmill.api_tokens.scopes IS 'turns:read, turns:write, turns:cancel, queue:read, webhooks:read, webhooks:write; for the dashboard ops:read, ops:act.';

@@ -38,6 +38,8 @@ pub struct Preview {
     pub parent_tool_use_id: Option<String>,
     /// It only grows.
     pub text: String,
+    /// As long as it may become: the rest is seen with the block.
+    pub full: bool,
 }
 
 impl Previews {
@@ -73,9 +75,12 @@ impl Previews {
                 let text = [&delta["text"], &delta["thinking"], &delta["partial_json"]].into_iter().find_map(Value::as_str);
                 let growing = self.growing.iter_mut().find(|preview| preview.parent_tool_use_id.as_deref() == parent);
                 if let (Some(preview), Some(text)) = (growing, text)
-                    && preview.text.len() + text.len() <= TEXT_MAX
+                    && !preview.full
                 {
-                    preview.text.push_str(text);
+                    preview.full = preview.text.len() + text.len() > TEXT_MAX;
+                    if !preview.full {
+                        preview.text.push_str(text);
+                    }
                 }
             }
             Some("message_start" | "message_stop") => self.over(parent),
@@ -100,6 +105,7 @@ impl Previews {
             tool_name: block["name"].as_str().map(str::to_owned),
             parent_tool_use_id: parent.map(str::to_owned),
             text: text.as_str().filter(|text| text.len() <= TEXT_MAX).unwrap_or_default().to_owned(),
+            full: false,
         });
     }
 
@@ -165,6 +171,7 @@ mod tests {
         for _ in 0..10 {
             previews.event(&serde_json::from_str(&text("null", &"x".repeat(10_000))).unwrap());
         }
-        assert_eq!(previews.growing()[0].text.len(), 4 + 60_000, "no longer than that");
+        previews.event(&serde_json::from_str(&text("null", "end")).unwrap());
+        assert_eq!(previews.growing()[0].text.len(), 4 + 60_000, "no longer than that, and without a gap");
     }
 }

@@ -1,5 +1,5 @@
 -- Takes due deliveries for a time: at most $1, of each endpoint at most $2 with those that this process has under way
--- already ($3, $4), of one that fails a single one, to see whether it still does; and of such at most $5, so that many
+-- already ($3, $4), of one that fails a single one, after a pause, to see whether it still does; and of such at most $5, so that many
 -- dead endpoints don't hold up the living. Which of them is first is drawn by lot: none can be before all others.
 WITH RECURSIVE waiting AS (
     -- From endpoint to endpoint over the index, however many rows each has.
@@ -13,6 +13,7 @@ room AS MATERIALIZED (
     SELECT e.id, e.failures > 0 AS failing,
            CASE WHEN e.failures > 0 THEN 1 ELSE $2::bigint END - coalesce(b.under_way, 0) AS free
     FROM waiting w JOIN turnmill.webhook_endpoints e ON e.id = w.endpoint_id AND e.state = 'enabled'
+      AND (e.not_before IS NULL OR e.not_before <= statement_timestamp())
     LEFT JOIN unnest($3::text[], $4::bigint[]) AS b(id, under_way) ON b.id = e.id
 ),
 chosen AS MATERIALIZED (

@@ -19,11 +19,13 @@ impl Store {
     /// Keeps what this attempt's agent printed.
     pub async fn save_journal(&self, job: &Claimed, data: &[u8], bytes: i64, whole: bool) -> sqlx::Result<Result<(), Fenced>> {
         let saved = sqlx::query!(
-            "INSERT INTO turnmill.journals (turn_id, attempt, data, bytes, whole)
-             SELECT j.turn_id, j.attempt, $4, $5, $6 FROM turnmill.jobs j
+            "INSERT INTO turnmill.journals (turn_id, attempt, data, bytes, whole, forget_at)
+             SELECT j.turn_id, j.attempt, $4, $5, $6, clock_timestamp() + make_interval(days => p.journal_days)
+             FROM turnmill.jobs j JOIN turnmill.pools p ON p.name = j.pool
              WHERE j.turn_id = $1 AND j.epoch = $2 AND j.attempt = $3 AND j.state = 'leased'
              ON CONFLICT (turn_id, attempt) DO UPDATE
-             SET data = excluded.data, bytes = excluded.bytes, whole = excluded.whole, saved_at = clock_timestamp()",
+             SET data = excluded.data, bytes = excluded.bytes, whole = excluded.whole, saved_at = excluded.saved_at,
+                 forget_at = excluded.forget_at",
             job.turn_id,
             job.epoch,
             job.attempt,
@@ -55,16 +57,13 @@ impl Store {
         Ok(rows.fetch_all(&self.pool).await?.into_iter().map(|row| (row.attempt, row.bytes)).collect())
     }
 
-    /// Forgets those that are older than their pool keeps them, some at a time.
+    /// Forgets those whose time is over, some at a time.
     pub(super) async fn forget_journals(&self) -> sqlx::Result<()> {
         sqlx::query!(
+            // The statement's time, not the clock's: only what doesn't change can be looked for in an index.
             "DELETE FROM turnmill.journals x USING (
-               SELECT j.turn_id, j.attempt FROM turnmill.journals j
-               JOIN turnmill.turns t ON t.id = j.turn_id JOIN turnmill.sessions s ON s.id = t.session_id
-               JOIN turnmill.pools p ON p.name = s.pool
-               WHERE j.saved_at < clock_timestamp() - make_interval(days => (SELECT min(q.journal_days) FROM turnmill.pools q))
-                 AND j.saved_at < clock_timestamp() - make_interval(days => p.journal_days)
-               ORDER BY j.saved_at LIMIT 200) old
+               SELECT turn_id, attempt FROM turnmill.journals WHERE forget_at < statement_timestamp()
+               ORDER BY forget_at LIMIT 200 FOR UPDATE SKIP LOCKED) old
              WHERE x.turn_id = old.turn_id AND x.attempt = old.attempt"
         )
         .execute(&self.pool)

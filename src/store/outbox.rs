@@ -57,6 +57,8 @@ pub struct FailedTry<'a> {
     pub error: &'a str,
     /// The next one; `None`: it is given up.
     pub next: Option<Duration>,
+    /// For how long it wants to be asked nothing.
+    pub wants: Duration,
     /// It says of itself that it is gone.
     pub gone: bool,
     /// Failures in a row, and the time that they must have lasted, after which an endpoint is disabled.
@@ -104,7 +106,7 @@ impl Store {
                  UPDATE turnmill.outbox SET state = 'delivered', epoch = NULL, last_status = $3, last_error = NULL, ended_at = clock_timestamp()
                  WHERE id = $1 AND epoch = $2 RETURNING endpoint_id),
                well AS (
-                 UPDATE turnmill.webhook_endpoints e SET failures = 0, failing_since = NULL, last_success_at = clock_timestamp()
+                 UPDATE turnmill.webhook_endpoints e SET failures = 0, failing_since = NULL, not_before = NULL, last_success_at = clock_timestamp()
                  FROM told WHERE e.id = told.endpoint_id
                    AND (e.failures > 0 OR e.last_success_at IS NULL OR e.last_success_at < clock_timestamp() - interval '1 second'))
                SELECT count(*) AS "done!" FROM told"#,
@@ -130,6 +132,7 @@ impl Store {
             failed.gone,
             failed.limit.0,
             failed.limit.1.as_secs_f64(),
+            failed.wants.as_secs_f64(),
         )
         .fetch_optional(&self.pool)
         .await?;

@@ -102,7 +102,7 @@ impl Store {
             "DELETE FROM turnmill.transcripts x USING (
                SELECT s.turn_id FROM turnmill.transcripts s
                JOIN turnmill.sessions of ON of.id = s.session_id JOIN turnmill.pools p ON p.name = of.pool
-               WHERE s.saved_at < clock_timestamp() - make_interval(days => (SELECT min(q.context_days) FROM turnmill.pools q))
+               WHERE s.saved_at < statement_timestamp() - make_interval(days => (SELECT min(q.context_days) FROM turnmill.pools q))
                  AND NOT EXISTS (SELECT FROM turnmill.transcripts newer WHERE newer.session_id = s.session_id
                                  AND newer.saved_at >= clock_timestamp() - make_interval(days => p.context_days))
                ORDER BY s.saved_at LIMIT 1000) old
@@ -114,7 +114,7 @@ impl Store {
             "DELETE FROM turnmill.workspaces x USING (
                SELECT s.turn_id FROM turnmill.workspaces s
                JOIN turnmill.sessions of ON of.id = s.session_id JOIN turnmill.pools p ON p.name = of.pool
-               WHERE s.saved_at < clock_timestamp() - make_interval(days => (SELECT min(q.context_days) FROM turnmill.pools q))
+               WHERE s.saved_at < statement_timestamp() - make_interval(days => (SELECT min(q.context_days) FROM turnmill.pools q))
                  AND NOT EXISTS (SELECT FROM turnmill.workspaces newer WHERE newer.session_id = s.session_id
                                  AND newer.saved_at >= clock_timestamp() - make_interval(days => p.context_days))
                ORDER BY s.saved_at LIMIT 1000) old

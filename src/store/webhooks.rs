@@ -150,7 +150,8 @@ impl Store {
                  disabled_at = CASE $5 WHEN 'enabled' THEN NULL WHEN 'disabled' THEN coalesce(disabled_at, clock_timestamp()) ELSE disabled_at END,
                  disabled_reason = CASE $5 WHEN 'enabled' THEN NULL WHEN 'disabled' THEN coalesce(disabled_reason, $6) ELSE disabled_reason END,
                  failures = CASE WHEN $5 = 'enabled' OR $2 <> url THEN 0 ELSE failures END,
-                 failing_since = CASE WHEN $5 = 'enabled' OR $2 <> url THEN NULL ELSE failing_since END
+                 failing_since = CASE WHEN $5 = 'enabled' OR $2 <> url THEN NULL ELSE failing_since END,
+                 not_before = CASE WHEN $5 = 'enabled' OR $2 <> url THEN NULL ELSE not_before END
              WHERE id = $1",
             id,
             change.url,

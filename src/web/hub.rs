@@ -169,13 +169,16 @@ impl Reader {
     /// Says how blocks grow, where there is room: the next time it is told as much more.
     fn preview(&mut self, turn_id: &str, now: &previews::TurnNow) {
         let Some(told) = &mut self.previews else { return };
-        if self.out.capacity() < self.out.max_capacity() / 2 || self.bytes.load(Ordering::Relaxed) > self.bytes_max / 2 {
+        // All pieces of once, and never the last places, which are for blocks.
+        if self.out.capacity() < (self.out.max_capacity() / 2).max(previews::PIECES_MAX)
+            || self.bytes.load(Ordering::Relaxed) > self.bytes_max / 2
+        {
             return;
         }
         for data in told.advance(turn_id, now, &self.progress) {
             let event = Event::Preview(data);
             self.bytes.fetch_add(weight(&event), Ordering::Relaxed);
-            // Who has no room for it is about to be dropped.
+            // There is room, and nobody else takes it.
             drop(self.out.try_send(event));
         }
     }
@@ -280,8 +283,9 @@ impl State {
                 pages.insert(key(place), turns.into_iter().map(SharedPage::from).collect::<Vec<_>>());
             }
         }
+        let newest = self.newest.borrow().clone();
         for session in std::mem::take(&mut self.due) {
-            self.tell(&session, &mut pages, reasons);
+            self.tell(&session, &mut pages, &newest, reasons);
         }
         Ok(())
     }
@@ -299,12 +303,11 @@ impl State {
         self.watched.send_if_modified(|watched| !std::mem::take(watched).is_empty());
     }
 
-    fn tell(&mut self, session: &str, pages: &mut HashMap<Key, Vec<SharedPage>>, reasons: bool) {
+    fn tell(&mut self, session: &str, pages: &mut HashMap<Key, Vec<SharedPage>>, newest: &Newest, reasons: bool) {
         let Some(mut readers) = self.sessions.remove(session) else { return };
         let (before, turns) = (readers.len(), &mut self.turns);
         let mut more = false;
         let mut watched = BTreeSet::new();
-        let newest = self.newest.borrow().clone();
         readers.retain_mut(|reader| {
             let Some(page) = pages.get_mut(&key(&reader.progress.place())) else { return true };
             for turn in page.iter_mut() {
@@ -312,9 +315,6 @@ impl State {
                     turns.remove(&turn.state.turn_id);
                 } else {
                     turns.insert(turn.state.turn_id.clone(), session.to_owned());
-                    if reader.previews.is_some() {
-                        watched.insert(turn.state.turn_id.clone());
-                    }
                 }
                 more |= turn.more;
                 if !reasons {
@@ -322,8 +322,11 @@ impl State {
                 }
             }
             let stays = reader.tell(page);
-            for turn in page.iter().map(|turn| &turn.state.turn_id) {
-                newest.get(turn).into_iter().for_each(|now| reader.preview(turn, now));
+            if stays && reader.previews.is_some() {
+                for turn in page.iter().filter(|turn| !turn.state.ended()).map(|turn| &turn.state.turn_id) {
+                    watched.insert(turn.clone());
+                    newest.get(turn).into_iter().for_each(|now| reader.preview(turn, now));
+                }
             }
             stays
         });

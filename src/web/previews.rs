@@ -24,6 +24,9 @@ const TICK: Duration = Duration::from_millis(100);
 const WATCH: Duration = Duration::from_secs(10);
 const RENEW: Duration = Duration::from_secs(3);
 
+/// Most pieces of one turn at a time: an end and a beginning for the agent and each of its subagents.
+pub const PIECES_MAX: usize = 40;
+
 /// Turns of one process that are watched at a time: those of more come block by block.
 const TURNS_MAX: usize = 1000;
 
@@ -105,15 +108,18 @@ impl Told {
 
     /// What a reader that stands there is to be told, as JSON.
     pub fn advance(&mut self, turn_id: &str, now: &TurnNow, at: &Progress) -> Vec<Arc<str>> {
-        if !at.is_behind(now.ordinal, now.after_seq) {
+        let runs = at.is_in(now.ordinal, now.generation);
+        if runs && !at.is_behind(now.ordinal, now.after_seq) {
             // It has a later block, or one before is still on its way to it.
             return Vec::new();
         }
+        // What was being said when an attempt ended is not gone on with.
+        let growing = if runs { now.growing.as_slice() } else { &[] };
         let mut told = Vec::new();
         let about = |parent: &Option<String>| json!({ "turn_id": turn_id, "generation": now.generation, "after": now.after_seq, "parent_tool_use_id": parent });
         self.growing.retain(|(ordinal, parent), sent| {
             let goes_on = *ordinal != now.ordinal
-                || now.growing.iter().any(|g| g.parent_tool_use_id == *parent && (now.epoch, g.preview) == (sent.epoch, sent.preview));
+                || growing.iter().any(|g| g.parent_tool_use_id == *parent && (now.epoch, g.preview) == (sent.epoch, sent.preview));
             if !goes_on {
                 let mut data = about(parent);
                 data["withdrawn"] = true.into();
@@ -121,7 +127,7 @@ impl Told {
             }
             goes_on
         });
-        for growing in &now.growing {
+        for growing in growing {
             let begun = || Sent { epoch: now.epoch, preview: growing.preview, bytes: 0, chars: 0 };
             let sent = self.growing.entry((now.ordinal, growing.parent_tool_use_id.clone())).or_insert_with(begun);
             let text = &growing.text[sent.bytes..];
@@ -214,7 +220,9 @@ impl Lane {
 mod tests {
     use serde_json::Value;
 
+    use super::super::progress::SharedPage;
     use super::*;
+    use crate::store::TurnState;
 
     fn row(n: i32, after_seq: i32, open: &[i32], piece: Option<(i32, i32, &str)>) -> PreviewRow {
         PreviewRow {
@@ -235,7 +243,15 @@ mod tests {
     }
 
     fn told(reader: &mut Told, now: &TurnNow, seq: i32) -> Vec<String> {
-        let told = reader.advance("t", now, &Progress::in_turn("s".to_owned(), 2, seq));
+        told_in(reader, now, seq, "in_progress", 1)
+    }
+
+    fn told_in(reader: &mut Told, now: &TurnNow, seq: i32, status: &str, generation: i32) -> Vec<String> {
+        let mut at = Progress::in_turn("s".to_owned(), 2, seq);
+        let (turn_id, status) = ("t".to_owned(), status.to_owned());
+        let state = TurnState { turn_id, ordinal: 2, status, generation, attempt: 1, wait_reason: None, error: None };
+        at.advance(&[SharedPage { state: Arc::new(state), blocks: Vec::new(), more: false }]);
+        let told = reader.advance("t", now, &at);
         let show = |data: &Arc<str>| {
             let data: Value = serde_json::from_str(data).unwrap();
             if data["withdrawn"] == true { "withdrawn".to_owned() } else { format!("{}:{}", data["at"], data["text"].as_str().unwrap()) }
@@ -258,6 +274,17 @@ mod tests {
         assert_eq!(told(&mut early, &now, 3), ["withdrawn"], "no block came");
         now.take(row(4, 3, &[2], Some((2, 5, "gap"))));
         assert!(told(&mut early, &now, 3).is_empty(), "never from the middle");
+    }
+
+    #[test]
+    fn what_was_being_said_when_an_attempt_ended_is_withdrawn_and_not_said_again() {
+        let (mut now, mut reader) = (TurnNow::default(), Told::default());
+        now.take(row(1, 3, &[1], Some((1, 0, "dead"))));
+        assert_eq!(told(&mut reader, &now, 3), ["0:dead"]);
+        assert_eq!(told_in(&mut reader, &now, 3, "pending", 1), ["withdrawn"]);
+        assert!(told_in(&mut reader, &now, 3, "pending", 1).is_empty());
+        assert!(told_in(&mut reader, &now, 3, "in_progress", 2).is_empty(), "of another generation");
+        assert!(told_in(&mut Told::default(), &now, 3, "in_progress", 2).is_empty());
     }
 
     #[test]

@@ -129,6 +129,11 @@ impl Progress {
         }
     }
 
+    /// Whether the turn runs, and in this generation, as far as it was told.
+    pub fn is_in(&self, ordinal: i32, generation: i32) -> bool {
+        self.known(ordinal).is_some_and(|turn| turn.status == "in_progress" && turn.generation == generation)
+    }
+
     /// Whether what comes next is the turn's block behind `seq`, as far as it was told.
     pub fn is_behind(&self, ordinal: i32, seq: i32) -> bool {
         let first = seq == -1 && self.at.seq == -1 && self.at.ordinal < ordinal;

@@ -74,6 +74,10 @@ impl Right {
 
 impl Drop for Right {
     fn drop(&mut self) {
+        if self.over.is_cancelled() {
+            // What goes by its name now is another's.
+            return;
+        }
         let mut tokens = self.rights.lock();
         if let Some(shared) = tokens.get_mut(&self.token) {
             shared.streams -= 1;

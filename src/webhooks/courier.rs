@@ -25,6 +25,9 @@ use crate::store::{Due, FailedTry, Room, Store};
 /// What a try may take beside its request, before others take it for lost.
 const SLACK: Duration = Duration::from_secs(15);
 
+/// Between two looks at least.
+const PACE: Duration = Duration::from_millis(25);
+
 /// Between two sweeps of what has ended.
 const SWEEP: Duration = Duration::from_secs(10);
 
@@ -71,7 +74,11 @@ impl Courier {
         }
         let (mut tries, mut under_way) = (JoinSet::new(), UnderWay::new());
         let mut swept = Instant::now();
+        let mut looked = Instant::now();
         while !stop.is_cancelled() {
+            // What ends one after the other is not a look each.
+            sleep(PACE.saturating_sub(looked.elapsed())).await;
+            looked = Instant::now();
             match self.take(&under_way).await {
                 Ok(due) => {
                     for due in due {
@@ -175,6 +182,7 @@ impl Courier {
             status: failure.status,
             error: &failure.error,
             next,
+            wants: failure.retry_after.unwrap_or_default().min(self.settings.retry_delay_max),
             gone: failure.gone,
             limit: (i32::try_from(failures).unwrap_or(i32::MAX), after),
             why_disabled: &why_disabled,

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable as _};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{Instrument as _, debug, error, info, info_span, warn};
 
 use super::context;
 use super::files;
 use super::follow::Copier;
+use super::journal::Copied;
 use super::launch::launch;
 use super::running::Cancel;
 use super::{Assignment, Worker, follow, startup, upkeep};
@@ -26,6 +27,9 @@ const SEARCH_HOLD: Duration = Duration::from_secs(2);
 
 /// How much longer than it is kept a warm sandbox may live: a turn that takes it at the last moment finds it there.
 const WARM_SLACK: Duration = Duration::from_secs(60);
+
+/// How long keeping a journal may take.
+const JOURNAL: Duration = Duration::from_secs(5);
 
 /// Why a worker lets go of a turn without settling it.
 #[derive(Debug, thiserror::Error)]
@@ -188,14 +192,25 @@ async fn run_agent(
     persist(|| worker.store.agent_started(job)).await?;
     let happened = follow::to_the_end(worker, &sandbox, copier, cancel, probe).await?;
     if let Some(journal) = copier.journal() {
-        let bytes = i64::try_from(journal.bytes).unwrap_or(i64::MAX);
-        persist(|| worker.store.save_journal(job, &journal.data, bytes, journal.whole)).await?;
+        keep_journal(worker, job, &journal).await?;
     }
     if let Some(exit) = copier.exit() {
         context::keep(worker, &sandbox, job, exit).await?;
         files::keep(worker, &sandbox, job, &rules, exit).await?;
     }
     Ok(happened)
+}
+
+/// For whoever wants to look closer, and nothing that a turn's end may wait for: one try.
+async fn keep_journal(worker: &Worker, job: &Claimed, journal: &Copied) -> Result<(), LetGo> {
+    let bytes = i64::try_from(journal.bytes).unwrap_or(i64::MAX);
+    let saving = worker.store.save_journal(job, &journal.data, bytes, journal.whole);
+    match timeout(JOURNAL, saving).await {
+        Ok(Ok(saved)) => saved?,
+        Ok(Err(error)) => warn!(turn.id = %job.turn_id, %error, "The journal of turn {} is not kept: {error}", job.turn_id),
+        Err(_) => warn!(turn.id = %job.turn_id, "The journal of turn {} is not kept: that took longer than {JOURNAL:?}", job.turn_id),
+    }
+    Ok(())
 }
 
 /// What one turn has run into concerns all turns of its pool.

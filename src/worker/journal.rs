@@ -6,8 +6,8 @@ use std::io::Write as _;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-/// Most bytes of a copy, compressed: of a journal that is larger the beginning is kept.
-const KEPT_MAX: usize = 32 << 20;
+/// Most bytes of a copy, compressed: of a journal that is larger the beginning is kept. Every turn of the process has one.
+const KEPT_MAX: usize = 4 << 20;
 
 /// What was read so far.
 #[derive(Debug)]

@@ -136,7 +136,16 @@ async fn write(store: &Store, turns: &HashMap<i64, Arc<Turn>>, written: &mut Has
     if writes.is_empty() {
         return Ok(());
     }
-    let done = store.write_previews(&writes).await?;
+    let done = match store.write_previews(&writes).await {
+        Ok(done) => done,
+        Err(error) => {
+            // It may be there for all that: what is written next goes behind it.
+            for (_, epoch, after) in then {
+                written.entry(epoch).or_default().n = after.n;
+            }
+            return Err(error);
+        }
+    };
     written.extend(then.into_iter().filter(|(turn, ..)| done.contains(turn)).map(|(_, epoch, after)| (epoch, after)));
     Ok(())
 }
@@ -215,6 +224,7 @@ mod tests {
             tool_name: None,
             parent_tool_use_id: None,
             text: text.to_owned(),
+            full: false,
         };
         Now { committed, growing: growing.iter().map(preview).collect() }
     }

@@ -96,27 +96,6 @@ async fn a_reload_in_the_middle_and_one_at_the_end_miss_nothing(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
-async fn blocks_grow_before_the_user_s_eyes_and_a_reload_begins_them_anew(pool: PgPool) {
-    let chat = Chat::start(pool).await;
-    chat.all.fleet.store.set_pool("default", &PoolChange { previews: Some(true), ..PoolChange::default() }).await.unwrap();
-    let text = "One word after the other, <b>and none</b> of them is lost on the way.";
-    let tool = json!({ "name": "Bash", "input": { "command": "ls -l" }, "result": "a" });
-    chat.talk.say(&format!("/mock {}", json!({ "delay_ms": 4000, "steps": [{ "text": text }, { "tool": tool }] }))).await;
-    let grows = |letters: usize| format!("(document.querySelector('.growing.content')?.textContent.length ?? 0) >= {letters}");
-    chat.talk.browser.until(&grows(12)).await;
-    chat.talk.browser.reload().await;
-    chat.talk.browser.until(&grows(16)).await;
-    let seen = chat.talk.browser.texts(".growing").await.concat();
-    assert!(text.starts_with(&seen), "{seen:?}");
-    chat.talk.browser.until("document.querySelector('.growing.tool .parameters')?.textContent.startsWith('{')").await;
-    assert_eq!(chat.talk.blocks().await.len(), 1, "the text is a block by now");
-    chat.talk.has(1, "completed").await;
-    assert_eq!(chat.talk.browser.texts(".growing").await, Vec::<String>::new());
-    chat.all_is_shown().await;
-    chat.stop().await;
-}
-
-#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
 async fn a_server_that_is_restarted_costs_the_page_a_pause(pool: PgPool) {
     let fleet = Fleet::new(pool);
     let worker = fleet.worker("a").await;

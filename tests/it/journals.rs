@@ -32,10 +32,10 @@ async fn what_the_agent_printed_can_be_read_word_for_word_also_after_a_hand_over
     assert!(said(&run(&["journal", "nope"]).await).contains("no journal is kept of turn \"nope\""));
 
     // Its time is over.
-    fleet.sql("UPDATE turnmill.journals SET saved_at = saved_at - interval '6 days' WHERE turn_id = $1", &turn).await;
+    fleet.sql("UPDATE turnmill.journals SET forget_at = forget_at - interval '6 days' WHERE turn_id = $1", &turn).await;
     fleet.store.tidy().await.unwrap();
     assert_eq!(fleet.store.journals(&turn).await.unwrap(), [(1, i64::try_from(expected.len()).unwrap())]);
-    fleet.sql("UPDATE turnmill.journals SET saved_at = saved_at - interval '2 days' WHERE turn_id = $1", &turn).await;
+    fleet.sql("UPDATE turnmill.journals SET forget_at = forget_at - interval '2 days' WHERE turn_id = $1", &turn).await;
     fleet.store.tidy().await.unwrap();
     assert!(fleet.store.journals(&turn).await.unwrap().is_empty());
     second.stop().await;

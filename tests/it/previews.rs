@@ -138,6 +138,35 @@ async fn while_nobody_watches_nothing_is_written(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn whoever_has_left_watches_no_more_though_others_are_there(pool: PgPool) {
+    let all = Running::start(pool).await;
+    with_previews(&all).await;
+    let site = Site::with(all.fleet.clone(), |config| config.poll = Duration::from_millis(200)).await;
+    let other = site.say("other", "/mock hang").await;
+    let mut stays = site.stream(&format!("/v1/turns/{other}/stream"), None).await;
+    stays.until("block").await;
+    let turn = site.say("s1", "/mock hang").await;
+    let mut leaves = site.stream(&format!("/v1/turns/{turn}/stream?previews=true"), None).await;
+    leaves.until("block").await;
+    let watched = async || -> Option<f64> {
+        sqlx::query_scalar("SELECT extract(epoch FROM until - clock_timestamp())::float8 FROM turnmill.preview_watches WHERE turn_id = $1")
+            .bind(&turn)
+            .fetch_optional(&all.fleet.pool)
+            .await
+            .unwrap()
+    };
+    until("it is watched", || async { watched().await.filter(|left| *left > 0.0) }).await;
+    drop(leaves);
+    // It is renewed well before it runs out, for as long as somebody is there.
+    until("it is watched no more", || async { watched().await.is_none_or(|left| left < 0.0).then_some(()) }).await;
+    for turn in [&turn, &other] {
+        site.as_who(&site.token, "POST", &format!("/v1/turns/{turn}/cancel"), None).await.ok();
+        all.fleet.ended(turn).await;
+    }
+    all.stop().await;
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
 async fn a_pool_without_previews_has_none(pool: PgPool) {
     let all = Running::start(pool).await;
     let site = Site::with(all.fleet.clone(), |_| {}).await;

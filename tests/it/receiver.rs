@@ -193,5 +193,6 @@ impl Fleet {
     pub async fn all_is_due(&self, made: &Made) {
         self.sql("UPDATE turnmill.outbox SET next_at = clock_timestamp() WHERE endpoint_id = $1 AND state = 'pending'", &made.endpoint_id)
             .await;
+        self.sql("UPDATE turnmill.webhook_endpoints SET not_before = NULL WHERE id = $1", &made.endpoint_id).await;
     }
 }

@@ -118,5 +118,7 @@ async fn the_document_is_served_as_json_and_as_a_page_that_needs_nothing_else(po
         assert!(item["responses"].get("500").is_some() && item["summary"].is_string(), "{id}");
     }
     assert!(page.contains("id=\"session_busy\""), "what a problem's type points to is there");
-    assert!(!page.contains("http://") && !page.contains("https://"), "nothing of it comes from elsewhere");
+    for from_elsewhere in ["src=\"http", "href=\"http", "url(http", "@import", "<script src"] {
+        assert!(!page.contains(from_elsewhere), "nothing of it comes from elsewhere: {from_elsewhere}");
+    }
 }

@@ -182,6 +182,36 @@ async fn a_failed_delivery_is_tried_again_later_and_later_under_the_same_id_and_
 }
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn an_endpoint_that_fails_or_wants_to_be_left_in_peace_is_asked_for_none_of_what_waits(pool: PgPool) {
+    let (fleet, receiver) = (Fleet::new(pool), Receiver::start(Manner::Later(429, "700")).await);
+    let endpoint = fleet.endpoint(&receiver.url).await;
+    fleet.turns_end(5).await;
+    let other = Receiver::start(Manner::Status(200)).await;
+    fleet.endpoint(&other.url).await;
+    let mut config = config();
+    config.webhooks.endpoint_deliveries_max = 1;
+    let courier = RunningCourier::start(&fleet, &config);
+    receiver.has_got(1).await;
+    until("it is noted", || async { (fleet.endpoint_now(&endpoint).await.failures == 1).then_some(()) }).await;
+    // Many looks later.
+    fleet.turns_end(3).await;
+    other.has_got(3).await;
+    assert_eq!(receiver.got().len(), 1);
+    let peace: f64 =
+        sqlx::query_scalar("SELECT extract(epoch FROM not_before - last_failure_at)::float8 FROM turnmill.webhook_endpoints WHERE id = $1")
+            .bind(&endpoint.endpoint_id)
+            .fetch_one(&fleet.pool)
+            .await
+            .unwrap();
+    assert!((690.0..710.0).contains(&peace), "{peace}");
+    receiver.answers(Manner::Status(200));
+    fleet.all_is_due(&endpoint).await;
+    receiver.has_got(9).await;
+    assert_eq!(fleet.endpoint_now(&endpoint).await.failures, 0);
+    courier.stop().await;
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
 async fn an_endpoint_that_is_gone_is_disabled_at_once_and_what_waits_is_given_up(pool: PgPool) {
     let (fleet, receiver) = (Fleet::new(pool), Receiver::start(Manner::Status(410)).await);
     let endpoint = fleet.endpoint(&receiver.url).await;

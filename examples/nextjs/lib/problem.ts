@@ -28,6 +28,8 @@ function problemOf(error: unknown): Problem {
   if (refused?.constraint_name === "messages_body_max") return new Problem(422, "message_too_long", "A message has at most 4000 characters.");
   // TM400, TM404 and TM409 are Turnmill's, as docs/errors.md lists them; their words are for people and tell nothing of others.
   if (refused?.code === "TM400") return new Problem(400, "invalid_request", [refused.message, refused.hint].filter(Boolean).join(". "));
+  // 22021: what no text of Postgres can hold, a NUL in a path.
+  if (refused?.code === "TM404" || refused?.code === "22021") return new Problem(404, "not_found", "There is no such thing.");
   if (refused?.code === "TM409" && refused.message.startsWith("session ")) return new Problem(404, "not_found", "There is no such session.");
   if (refused?.code === "TM409") return new Problem(409, "conflict", [refused.message, refused.hint].filter(Boolean).join(". "));
   console.error("A request failed:", error);
