@@ -100,9 +100,16 @@ pub fn of(facts: &Facts) -> Verdict {
     #[expect(clippy::cast_precision_loss, reason = "a share of small counts")]
     let share = facts.tries_failed as f64 / facts.tries.max(facts.tries_failed).max(1) as f64;
     if facts.tries_failed >= FAILED_MIN && share >= FAILED_SHARE {
-        let what = facts.commonest.as_deref().map(|kind| format!(", most of them in {kind}")).unwrap_or_default();
+        let what =
+            facts.commonest.as_deref().and_then(|kind| kind.rsplit_once(' ')).map(|(phase, code)| format!(", most with {code} in {phase}"));
         let level = if share > 0.9 { Level::Down } else { Level::Degraded };
-        let text = format!("{:.0} % of attempts fail{what}: {} of the last minutes' {}.", share * 100.0, facts.tries_failed, facts.tries);
+        let text = format!(
+            "{:.0} % of attempts fail{}: {} of {} in the last minutes.",
+            share * 100.0,
+            what.unwrap_or_default(),
+            facts.tries_failed,
+            facts.tries
+        );
         return say(level, "failing", text);
     }
     if let Some((age, None)) = &facts.oldest

@@ -146,7 +146,7 @@ fn welcome(url: &str, e2b: &str, web: &str, agent: Option<&[String]>, credential
         format!("  export DATABASE_URL={url}    # without it, other commands find the dev that was here first\n")
     };
     anstream::println!(
-        "{}turnmill dev{} runs until Ctrl-C.\n  database  {url}\n  sandboxes http://{e2b} (local processes, isolates nothing)\n  web       http://{web}/chat to talk to it, /docs for its HTTP API\n  agent     {}\n\n\
+        "{}turnmill dev{} runs until Ctrl-C.\n  database  {url}\n  sandboxes http://{e2b} (local processes, isolates nothing)\n  web       http://{web}/chat to talk to it, /ops to see what goes on, /docs for its HTTP API\n  agent     {}\n\n\
          In another terminal:\n{export}  {turnmill} enqueue 'Fix the login bug' --watch\n  psql {url} -c \"SELECT turn_id FROM turnmill.enqueue_turn('Fix the login bug', project_id => 'p1')\"\n",
         paint::BOLD,
         paint::OFF,

@@ -9,6 +9,7 @@ mod chat;
 mod harness;
 mod hostile;
 mod keys;
+mod ops;
 #[path = "../it/site.rs"]
 mod site;
 mod talk;

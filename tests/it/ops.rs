@@ -319,6 +319,12 @@ async fn a_turn_s_page_says_who_had_it_and_what_a_take_over_cost(pool: PgPool) {
         "{file}"
     );
     assert!(file.contains("default-src 'none'"));
+    fleet.store.save_journal(&taken, b"gzip of it", 48_211, true).await.unwrap().unwrap();
+    assert!(operator.page(&format!("/ops/turns/{turn}")).await.contains("(48,211 bytes)"));
+    let journal = operator.get(&format!("/ops/turns/{turn}/journal/1")).await;
+    assert_eq!(journal.headers()["content-type"], "application/gzip");
+    assert_eq!(journal.bytes().await.unwrap(), "gzip of it");
+    assert_eq!(operator.get(&format!("/ops/turns/{turn}/journal/2")).await.status(), 404);
     let whole = operator.get(&format!("/ops/turns/{turn}/blocks/0")).await;
     assert_eq!(whole.headers()["content-type"], "text/plain; charset=utf-8");
     assert!(whole.text().await.unwrap().contains("**bold**"));
@@ -360,6 +366,21 @@ async fn the_first_sentence_says_what_is_the_matter(pool: PgPool) {
         (now.contains("All is well") && now.contains("c-sandbox\" href=\"/ops/turns/")).then_some(())
     })
     .await;
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn a_part_that_is_late_is_said_to_be_and_the_rest_of_the_page_is_there(pool: PgPool) {
+    let site = Site::start(pool).await;
+    let viewer = Visitor::with(&site, &["ops:read"]).await;
+    site.say("s1", "hi").await;
+    let mut holder = site.fleet.pool.begin().await.unwrap();
+    sqlx::raw_sql("LOCK TABLE turnmill.failures IN ACCESS EXCLUSIVE MODE").execute(&mut *holder).await.unwrap();
+    let now = viewer.page("/ops").await;
+    assert!(now.contains("Not current: failures.") && now.contains("Not known: the database does not answer in time."), "{now}");
+    assert!(now.contains("No worker is alive") && now.contains("id=\"board\""), "{now}");
+    holder.rollback().await.unwrap();
+    let now = viewer.page("/ops").await;
+    assert!(!now.contains("Not current") && now.contains("None has been counted yet."), "{now}");
 }
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
@@ -432,7 +453,7 @@ async fn scripts_and_styles_are_what_was_vendored_and_are_kept_by_their_hash(poo
         assert_eq!(response.status(), 200, "{path}");
         assert!(response.headers()["cache-control"].to_str().unwrap().contains("immutable"));
         let bytes = response.bytes().await.unwrap();
-        let hash: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        let hash = format!("{:x}", Sha256::digest(&bytes));
         compared += u32::from(table.contains(&hash));
     }
     assert_eq!(compared, 4, "all that is not ours");

@@ -80,16 +80,16 @@ pub async fn measure(store: &Store, mut config: Config, turns: u32) -> anyhow::R
 async fn crowd(pool: &PgPool) -> anyhow::Result<()> {
     let running = "INSERT INTO turnmill.workers (id, lease_until, turns_max, host, pid, version) VALUES ('bench', clock_timestamp() + interval '1 day', 2000, 'bench', 1, '0');
       SELECT turnmill.enqueue_turn('x', project_id => 'bench', session_id => 'live-' || n, turn_id => 'live-' || n, tenant_id => 'tenant-' || n % 40) FROM generate_series(1, 2000) n;
-      WITH some AS MATERIALIZED (
+      WITH picked AS MATERIALIZED (
         SELECT j.turn_id, s.id AS slot_id, nextval('turnmill.epochs') AS epoch, j.session_id
         FROM (SELECT turn_id, session_id, row_number() OVER (ORDER BY queued_at) AS nth FROM turnmill.jobs) j
         JOIN (SELECT id, row_number() OVER (ORDER BY id) AS nth FROM turnmill.slots) s USING (nth)),
-      job AS (UPDATE turnmill.jobs j SET state = 'leased', worker_id = 'bench', epoch = some.epoch, phase = 'agent', slot_id = some.slot_id FROM some WHERE j.turn_id = some.turn_id),
-      turn AS (UPDATE turnmill.turns t SET status = 'in_progress', started_at = clock_timestamp(), attempt = 1 FROM some WHERE t.id = some.turn_id),
+      job AS (UPDATE turnmill.jobs j SET state = 'leased', worker_id = 'bench', epoch = picked.epoch, phase = 'agent', slot_id = picked.slot_id FROM picked WHERE j.turn_id = picked.turn_id),
+      turn AS (UPDATE turnmill.turns t SET status = 'in_progress', started_at = clock_timestamp(), attempt = 1 FROM picked WHERE t.id = picked.turn_id),
       noted AS (INSERT INTO turnmill.attempts (epoch, turn_id, attempt, generation, worker_id, taken, from_offset, from_seq, agent_at)
-                SELECT epoch, turn_id, 1, 1, 'bench', 'claimed', 0, 0, clock_timestamp() FROM some)
-      UPDATE turnmill.slots s SET state = 'busy', epoch = some.epoch, turn_id = some.turn_id, session_id = some.session_id, nonce = 'n' || s.id,
-        create_request = '{}', sandbox_id = 'sbx' || s.id, sandbox_at = clock_timestamp() FROM some WHERE s.id = some.slot_id;
+                SELECT epoch, turn_id, 1, 1, 'bench', 'claimed', 0, 0, clock_timestamp() FROM picked)
+      UPDATE turnmill.slots s SET state = 'busy', epoch = picked.epoch, turn_id = picked.turn_id, session_id = picked.session_id, nonce = 'n' || s.id,
+        create_request = '{}', sandbox_id = 'sbx' || s.id, sandbox_at = clock_timestamp() FROM picked WHERE s.id = picked.slot_id;
       ANALYZE";
     sqlx::raw_sql(running).execute(pool).await?;
     Ok(())

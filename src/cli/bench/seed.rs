@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use sqlx::{AssertSqlSafe, Executor as _, PgPool};
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, PgPool};
 use tokio::time::Instant;
 
 use super::super::{paint, store};
@@ -49,7 +49,8 @@ impl Seed {
 pub async fn fill(pool: &PgPool, turns: u32, blocks: u32, days: u32) -> anyhow::Result<()> {
     let since = Instant::now();
     let mut said = Duration::ZERO;
-    let mut connection = pool.acquire().await?;
+    // Each of its statements is slow.
+    let mut connection = pool.connect_options().as_ref().clone().disable_statement_logging().connect().await?;
     // Nothing here refers to what is not there; and a statement may take as long as it takes.
     let limits = "SET statement_timeout = 0; SET synchronous_commit = off; SET session_replication_role = replica";
     if connection.execute(limits).await.is_err() {
@@ -66,8 +67,7 @@ pub async fn fill(pool: &PgPool, turns: u32, blocks: u32, days: u32) -> anyhow::
     connection.execute(sqlx::raw_sql(AssertSqlSafe(rest(turns, days)))).await?;
     // Without it the first pages would pay for the visibility map.
     connection.execute("VACUUM ANALYZE").await?;
-    // Its settings are not for others.
-    drop(connection.detach());
+    connection.close().await?;
     anstream::eprintln!("{turns} turns with {} blocks in {:.0} s", u64::from(turns) * u64::from(blocks), since.elapsed().as_secs_f64());
     Ok(())
 }

@@ -12,7 +12,7 @@ use super::enter::Viewer;
 use super::frame::{Fault, page_of};
 use super::look;
 use super::said::{Transcript, shown};
-use super::turn::TurnLive;
+use super::turn::{TurnLive, file_name};
 use crate::store::SaidPage;
 
 /// Blocks that a file has at most.
@@ -46,7 +46,7 @@ pub async fn file(_: Viewer, State(app): State<App>, Id(id): Id) -> Result<Respo
     said.blocks = shown(&blocks, began, None);
     said.links = false;
     let mut response = page_of(&Export { style: STYLE, live, said, cut: more });
-    let name: String = id.chars().map(|c| if c.is_ascii_alphanumeric() || "_-".contains(c) { c } else { '_' }).take(80).collect();
+    let name = file_name(&id);
     let headers = response.headers_mut();
     if let Ok(disposition) = HeaderValue::from_str(&format!("attachment; filename=\"turn-{name}.html\"")) {
         headers.insert(header::CONTENT_DISPOSITION, disposition);

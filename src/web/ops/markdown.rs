@@ -11,7 +11,7 @@ const MAX_BYTES: usize = 128 << 10;
 /// Markdown → HTML.
 pub fn render(text: &str) -> String {
     if text.len() > MAX_BYTES {
-        return format!("<pre>{}</pre>", escape(text));
+        return pre(text);
     }
     let options = Options::ENABLE_TABLES | Options::ENABLE_STRIKETHROUGH | Options::ENABLE_TASKLISTS;
     // A link that may not be one is a mark around its text.
@@ -40,6 +40,11 @@ pub fn render(text: &str) -> String {
     out
 }
 
+/// A text as it is, letter by letter: of a line break at its start a parser would take the first.
+pub fn pre(text: &str) -> String {
+    format!("<pre>\n{}</pre>", escape(text))
+}
+
 fn link(to: &str) -> Event<'static> {
     Event::Html(CowStr::from(format!("<a href=\"{}\" rel=\"noopener noreferrer nofollow\" target=\"_blank\">", escape(to))))
 }
@@ -50,9 +55,15 @@ fn is_harmless(to: &str) -> bool {
     ["http://", "https://", "mailto:"].iter().any(|scheme| lower.starts_with(scheme)) && !to.chars().any(char::is_control)
 }
 
-/// Text, harmless in HTML and in its attributes.
+/// Text, harmless in HTML and in its attributes, and the same when it has been read.
 pub fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;")
+    // A parser makes one line end of all kinds.
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
+        .replace('\'', "&#39;")
+        .replace('\r', "&#13;")
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@
 //! | `assets` | scripts and styles, in the binary |
 //! | `now`, `turns`, `turn`, `audit` | a page each |
 //! | `bulk` | cancel and retry of many turns |
+//! | `tiles` | the numbers of *Now* |
 //! | `lanes`, `said`, `markdown`, `export` | a turn's time axis, its transcript, and both as one file |
 //!
 //! # Adding a page
@@ -37,6 +38,7 @@ mod look;
 mod markdown;
 mod now;
 mod said;
+mod tiles;
 mod turn;
 mod turns;
 
@@ -65,6 +67,7 @@ pub fn routes() -> Router<App> {
         .route("/ops/turns/{turn_id}/live", get(turn::live))
         .route("/ops/turns/{turn_id}/said", get(said::page))
         .route("/ops/turns/{turn_id}/blocks/{seq}", get(said::block))
+        .route("/ops/turns/{turn_id}/journal/{attempt}", get(turn::journal))
         .route("/ops/turns/{turn_id}/export", get(export::file))
         .route("/ops/turns/{turn_id}/cancel", get(turn::ask_cancel).post(turn::cancel))
         .route("/ops/turns/{turn_id}/retry", get(turn::ask_retry).post(turn::retry))

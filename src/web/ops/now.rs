@@ -14,6 +14,7 @@ use super::enter::Viewer;
 use super::frame::{Fault, Frame, page_of, part_of};
 use super::glance::Part;
 use super::look::{self, Mark};
+use super::tiles::{self, Tile};
 use crate::store::{Failure, Minute, Oldest, PoolRoom, SlotCell, Starts, Wait, WorkerRow};
 use crate::verdict::Verdict;
 use crate::worker::sampler;
@@ -31,16 +32,16 @@ const FAILURES: i64 = 12;
 const MINUTES: i32 = 120;
 
 /// Everything that refreshes itself.
-struct Now {
+pub(super) struct Now {
     verdict: Part<(Verdict, Option<DateTime<Utc>>)>,
     oldest: Part<Option<Oldest>>,
-    rooms: Part<Vec<PoolRoom>>,
-    cells: Part<Vec<SlotCell>>,
-    waits: Part<Vec<Wait>>,
+    pub(super) rooms: Part<Vec<PoolRoom>>,
+    pub(super) cells: Part<Vec<SlotCell>>,
+    pub(super) waits: Part<Vec<Wait>>,
     starts: Part<Starts>,
     failures: Part<Vec<Failure>>,
     workers: Part<Vec<WorkerRow>>,
-    minutes: Part<Vec<Minute>>,
+    pub(super) minutes: Part<Vec<Minute>>,
 }
 
 impl Now {
@@ -65,6 +66,18 @@ impl Now {
         Self { verdict, oldest, rooms, cells, waits, starts, failures, workers, minutes }
     }
 
+    /// Parts that have never been answered.
+    fn unknown(&self) -> Vec<&'static str> {
+        let known = [
+            ("slots", self.cells.value.is_some()),
+            ("waits", self.waits.value.is_some()),
+            ("starts", self.starts.value.is_some()),
+            ("failures", self.failures.value.is_some()),
+            ("workers", self.workers.value.is_some()),
+        ];
+        known.iter().filter(|(_, known)| !known).map(|(name, _)| *name).collect()
+    }
+
     /// Parts that could not be asked anew, and for how long the oldest of them has not been.
     fn late(&self) -> Option<String> {
         let late = [
@@ -82,7 +95,16 @@ impl Now {
         let oldest = late.iter().filter_map(|(_, late)| *late).max()?;
         let what = if names.len() == late.len() { "Nothing on this page".to_owned() } else { format!("Not current: {}", names.join(", ")) };
         let rest = if names.len() == late.len() { " is current: the database does not answer in time" } else { "" };
-        Some(format!("{what}{rest}. Shown is what it was {} ago.", look::age(oldest.as_secs_f64())))
+        let shown =
+            if oldest.is_zero() { String::new() } else { format!(" Shown is what it was {} ago.", look::age(oldest.as_secs_f64())) };
+        Some(format!("{what}{rest}.{shown}"))
+    }
+}
+
+impl Live {
+    /// Whether something is known of a part, so that nothing in it means that there is nothing.
+    fn knows(&self, part: &str) -> bool {
+        !self.unknown.contains(&part)
     }
 }
 
@@ -132,14 +154,6 @@ fn cell(row: &SlotCell) -> Cell {
     }
 }
 
-/// One number with its name.
-struct Tile {
-    name: &'static str,
-    value: String,
-    note: String,
-    class: &'static str,
-}
-
 /// Turns that wait for the same.
 struct Waiting {
     words: String,
@@ -165,6 +179,8 @@ struct Live {
     sentence: String,
     since: Option<DateTime<Utc>>,
     late: Option<String>,
+    /// Parts of which nothing is known yet.
+    unknown: Vec<&'static str>,
     as_of: DateTime<Utc>,
     oldest: Option<OldestShown>,
     tiles: Vec<Tile>,
@@ -229,9 +245,10 @@ impl Live {
             sentence,
             since,
             late: now.late(),
+            unknown: now.unknown(),
             as_of,
             oldest: now.oldest.value.as_deref().and_then(|oldest| oldest.as_ref()).map(oldest_shown),
-            tiles: tiles(now),
+            tiles: tiles::of(now),
             counts: counts(&cells),
             cells_more: i64::try_from(cells.len()).unwrap_or(0) >= crate::store::CELLS_MAX,
             cells,
@@ -312,68 +329,6 @@ fn latencies(starts: &Starts) -> Vec<Latency> {
         one("Wait", "from enqueue to the first claim", &starts.wait),
         one("Start-up", "from claim to a running agent", &starts.startup),
         one("First block", "from the first claim to the first block", &starts.first_block),
-    ]
-}
-
-/// Of the last five minutes whose counts are final, and of the last hour.
-fn tiles(now: &Now) -> Vec<Tile> {
-    let minutes: Vec<&Minute> = now.minutes.value.iter().flat_map(|all| all.iter()).filter(|minute| minute.closed).collect();
-    let last: Vec<&&Minute> = minutes.iter().rev().take(5).collect();
-    let rate = |of: fn(&Minute) -> i32| {
-        let sum: i32 = last.iter().map(|minute| of(minute)).sum();
-        u32::try_from(last.len()).ok().filter(|n| *n > 0).map_or("–".to_owned(), |n| format!("{:.1}", f64::from(sum) / f64::from(n)))
-    };
-    let rooms = now.rooms.value.as_deref();
-    let sum = |of: fn(&PoolRoom) -> i64| rooms.map_or(0, |rooms| rooms.iter().map(of).sum::<i64>());
-    let (held, cap) = (sum(|room| room.held), sum(|room| i64::from(room.cap)));
-    let reported = rooms.and_then(|rooms| rooms.iter().map(|room| room.reported.map(i64::from)).sum::<Option<i64>>());
-    let orphans = sum(|room| room.orphans);
-    let waiting: i64 = now.waits.value.iter().flat_map(|waits| waits.iter()).map(|wait| wait.turns).sum();
-    let behind: i64 = now
-        .waits
-        .value
-        .iter()
-        .flat_map(|waits| waits.iter())
-        .filter(|w| w.reason.as_deref() == Some("session_busy"))
-        .map(|w| w.turns)
-        .sum();
-    let (tries, failed): (i32, i32) = last.iter().fold((0, 0), |(tries, failed), m| (tries + m.tries, failed + m.tries_failed));
-    let hour: f64 = minutes.iter().rev().take(60).map(|minute| minute.cost_usd).sum();
-    let running = now.cells.value.iter().flat_map(|cells| cells.iter()).filter(|cell| cell.phase.is_some()).count();
-    let per_minute = "per minute, last 5".to_owned();
-    vec![
-        Tile { name: "Running", value: look::count(i64::try_from(running).unwrap_or(0)), note: "turns".to_owned(), class: "" },
-        Tile {
-            name: "Slots held",
-            value: format!("{} / {}", look::count(held), look::count(cap)),
-            note: match reported {
-                Some(reported) if orphans > 0 => format!("E2B reports {}, {orphans} unknown", look::count(reported)),
-                Some(reported) => format!("E2B reports {}", look::count(reported)),
-                None => "E2B not asked yet".to_owned(),
-            },
-            class: if orphans > 0 {
-                "bad"
-            } else if held >= cap && cap > 0 {
-                "warn"
-            } else {
-                ""
-            },
-        },
-        Tile { name: "Waiting", value: look::count(waiting), note: format!("{} behind their session", look::count(behind)), class: "" },
-        Tile { name: "Enqueued", value: rate(|m| m.enqueued), note: per_minute.clone(), class: "" },
-        Tile { name: "Started", value: rate(|m| m.started), note: per_minute.clone(), class: "" },
-        Tile { name: "Ended", value: rate(|m| m.completed + m.failed + m.cancelled), note: per_minute, class: "" },
-        Tile {
-            name: "Failing",
-            value: if tries == 0 && failed == 0 {
-                "–".to_owned()
-            } else {
-                look::percent(i64::from(failed), i64::from(tries.max(failed)))
-            },
-            note: format!("{failed} of {tries} attempts"),
-            class: if failed >= 5 && failed * 5 >= tries { "bad" } else { "" },
-        },
-        Tile { name: "Model cost", value: look::money(hour), note: "last hour".to_owned(), class: "" },
     ]
 }
 

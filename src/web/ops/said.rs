@@ -82,10 +82,6 @@ fn call_line(parameters: &Value) -> String {
     first_line(told.unwrap_or(&parameters.to_string()), LINE_CHARS)
 }
 
-fn pre(text: &str) -> String {
-    format!("<pre>{}</pre>", markdown::escape(text))
-}
-
 impl Shown {
     /// Of a block of a turn that began then.
     pub fn of(block: &Said, began: DateTime<Utc>) -> Self {
@@ -120,7 +116,7 @@ impl Shown {
                     Value::String(cut) => cut.clone(),
                     value => serde_json::to_string_pretty(value).unwrap_or_default(),
                 };
-                shown.html = pre(&whole);
+                shown.html = markdown::pre(&whole);
             }
             "tool_result" => {
                 let failed = content["error"].as_str();
@@ -128,7 +124,7 @@ impl Shown {
                 (shown.class, shown.folded, shown.answers) = ("b-result", true, true);
                 (shown.head, shown.is_error) = (if failed.is_some() { "Error" } else { "Result" }.to_owned(), failed.is_some());
                 shown.line = first_line(said, LINE_CHARS);
-                shown.html = pre(said);
+                shown.html = markdown::pre(said);
             }
             _ => shown.say(content),
         }

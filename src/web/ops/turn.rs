@@ -1,7 +1,8 @@
 //! *Turn*: everything about one, on one page; and what can be done about it.
 
 use askama::Template;
-use axum::extract::State;
+use axum::extract::{Path, State};
+use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse as _, Redirect, Response};
 use serde::Deserialize;
 
@@ -29,6 +30,8 @@ pub struct TurnLive {
     lanes: Lanes,
     periods: Vec<Period>,
     audit: Vec<AuditRow>,
+    /// Attempts whose raw journal is kept, and its size.
+    journals: Vec<(i32, i64)>,
     may_act: bool,
     as_file: bool,
 }
@@ -37,9 +40,10 @@ impl TurnLive {
     /// Everything about a turn but what it said.
     pub async fn of(app: &App, id: &str, may_act: bool, as_file: bool) -> Result<Self, Fault> {
         let turn = app.store.ops_turn(id).await?.ok_or_else(Problem::not_found)?;
-        let (periods, audit) = tokio::try_join!(app.store.periods(id), app.store.audit(Some(("turn", id)), None, AUDIT))?;
+        let entries = app.store.audit(Some(("turn", id)), None, AUDIT);
+        let (periods, audit, journals) = tokio::try_join!(app.store.periods(id), entries, app.store.journals(id))?;
         let mark = look::status(&turn.status, turn.wait_reason.as_deref(), turn.phase.as_deref());
-        Ok(Self { path: look::encoded(id), lanes: lanes::draw(&turn, &periods), mark, periods, audit, turn, may_act, as_file })
+        Ok(Self { path: look::encoded(id), lanes: lanes::draw(&turn, &periods), mark, periods, audit, journals, turn, may_act, as_file })
     }
 
     /// The turn.
@@ -106,6 +110,24 @@ pub async fn page(viewer: Viewer, State(app): State<App>, Id(id): Id) -> Result<
     let said = Transcript::of(&id, &said, turn.started_at.unwrap_or(turn.created_at), ended);
     let frame = Frame::of(&viewer, "/ops/turns", format!("Turn {}", look::short_id(&id)));
     Ok(page_of(&TurnPage { frame, path: look::encoded(&id), ended, live, said }))
+}
+
+/// What the agent of an attempt printed, byte for byte, as it is kept: gzip.
+pub async fn journal(_: Viewer, State(app): State<App>, Path((id, attempt)): Path<(String, i32)>) -> Result<Response, Fault> {
+    let journal = app.store.journal(&id, Some(attempt)).await?.ok_or_else(Problem::not_found)?;
+    let mut response = journal.data.into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/gzip"));
+    let name = file_name(&id);
+    if let Ok(disposition) = HeaderValue::from_str(&format!("attachment; filename=\"journal-{name}-{attempt}.jsonl.gz\"")) {
+        headers.insert(header::CONTENT_DISPOSITION, disposition);
+    }
+    Ok(response)
+}
+
+/// An id as a part of a file's name, whatever is in it.
+pub fn file_name(id: &str) -> String {
+    id.chars().map(|c| if c.is_ascii_alphanumeric() || "_-".contains(c) { c } else { '_' }).take(80).collect()
 }
 
 /// What of it refreshes itself.

@@ -355,7 +355,12 @@ function transcript() {
   byId("play").addEventListener("click", play);
   // Whoever scrolls up wants to read; whoever comes back to the end wants to follow.
   addEventListener("wheel", (event) => { if (event.deltaY < 0) byId("follow").checked = false; else if (atEnd()) byId("follow").checked = true; }, { passive: true });
-  document.addEventListener("htmx:afterSwap", () => takeIn(said.box));
+  document.addEventListener("htmx:afterSwap", (event) => {
+    const asked = event.detail.requestConfig?.elt;
+    if (!asked?.matches("[data-earlier]")) return;
+    asked.remove();
+    takeIn(said.box);
+  });
   listen();
 }
 
