@@ -121,7 +121,10 @@ impl Store {
         .await?;
         Ok(match found {
             None => Replay::Unknown,
-            Some(one) if one.enabled => Replay::Due,
+            Some(one) if one.enabled => {
+                self.end_peace(id).await?;
+                Replay::Due
+            }
             Some(_) => Replay::Disabled,
         })
     }
@@ -147,11 +150,25 @@ impl Store {
         )
         .execute(&self.pool)
         .await?;
+        self.end_peace(endpoint_id).await?;
         Ok(done.rows_affected())
+    }
+
+    /// Somebody thinks that the endpoint, or that of this delivery, is well again: it is asked at once.
+    async fn end_peace(&self, id: &str) -> sqlx::Result<()> {
+        sqlx::query!(
+            "UPDATE turnmill.webhook_endpoints SET not_before = NULL
+             WHERE (id = $1 OR id = (SELECT o.endpoint_id FROM turnmill.outbox o WHERE o.id = $1)) AND not_before IS NOT NULL",
+            id
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
     }
 
     /// An event that happened nowhere, for one endpoint; its id. `None`: the endpoint is not there, or disabled.
     pub async fn send_test(&self, endpoint_id: &str) -> sqlx::Result<Option<String>> {
+        self.end_peace(endpoint_id).await?;
         sqlx::query_scalar!(
             r#"INSERT INTO turnmill.outbox (endpoint_id, type, payload)
                SELECT e.id, 'webhook.test', jsonb_build_object(
