@@ -10,6 +10,7 @@ use turnmill::config;
 use turnmill::store::{Append, PoolChange};
 use turnmill::turn::Ending;
 
+use crate::browser::ESCAPE;
 use crate::harness::{Fleet, Holding as _, append};
 use crate::site::Hand;
 use crate::talk::{Chat, Talk};
@@ -155,13 +156,17 @@ async fn a_block_is_seen_to_grow_and_takes_the_place_of_what_was_seen_of_it(pool
     let chat = Chat::start(pool).await;
     chat.all.fleet.store.set_pool("default", &PoolChange { previews: Some(true), ..PoolChange::default() }).await.unwrap();
     let words = (0..60).map(|nth| format!("word{nth}")).collect::<Vec<_>>().join(" ");
-    chat.talk.say(&format!("/mock {}", json!({ "delay_ms": 3000, "steps": [{ "thinking": "Hm." }, { "text": words }] }))).await;
+    chat.talk
+        .say(&format!("/mock {}", json!({ "delay_ms": 3000, "steps": [{ "thinking": "Hm." }, { "text": words }, { "hang": null }] })))
+        .await;
     let part = "document.querySelector('.growing.content')?.textContent";
     chat.talk.browser.until(&format!("/^word0 .*word10/.test({part}) && !{part}.includes('word59')")).await;
     assert_eq!(chat.talk.texts().await, ["Hm."], "what grows is no block yet");
-    chat.talk.has(1, "completed").await;
+    chat.talk.shows(2).await;
     assert_eq!(chat.talk.texts().await, ["Hm.", words.as_str()]);
     assert_eq!(chat.talk.browser.texts(".growing").await, Vec::<String>::new());
+    chat.talk.browser.press(&[ESCAPE]).await;
+    chat.talk.has(1, "cancelled").await;
     chat.all_is_shown().await;
     chat.stop().await;
 }
