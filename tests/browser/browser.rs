@@ -4,6 +4,7 @@
 
 use std::path::Path;
 use std::process::Stdio;
+use std::time::Duration;
 
 use axum::http::Method;
 use fantoccini::wd::{Capabilities, WebDriverCompatibleCommand};
@@ -204,7 +205,17 @@ impl Browser {
 impl Drop for Browser {
     fn drop(&mut self) {
         drop(self.driver.start_kill());
-        sweep(self.home.path());
+        // Some of its processes have forgotten their environment; they end with it, but write until then.
+        let mut absent = 0;
+        for _ in 0..200 {
+            sweep(self.home.path());
+            drop(std::fs::remove_dir_all(self.home.path()));
+            std::thread::sleep(Duration::from_millis(20));
+            absent = if self.home.path().exists() { 0 } else { absent + 1 };
+            if absent == 5 {
+                return;
+            }
+        }
     }
 }
 
