@@ -88,7 +88,11 @@ const SESSIONS_MAX: i64 = 2_000;
 
 /// The statement around a source of turns, which gives columns of `turns` below ($1, $2), at most $3.
 macro_rules! found {
-    ($source:tt, $filter:expr, $below:expr, $limit:expr, $tx:expr) => {{
+    ($source:tt, $filter:expr, $below:expr, $limit:expr, $tx:expr) => {
+        found!($source, $filter, $below, $limit, $tx, false)
+    };
+    // asked: the source has asked for the reason already.
+    ($source:tt, $filter:expr, $below:expr, $limit:expr, $tx:expr, $asked:expr) => {{
         let (at, id) = $below.clone().unzip();
         sqlx::query_as!(
             FoundTurn,
@@ -99,7 +103,7 @@ macro_rules! found {
                  WHERE ($4::text IS NULL OR t.status = $4) AND ($5::text IS NULL OR t.error_code = $5)
                    AND ($6::text IS NULL OR s.pool = $6) AND ($7::text IS NULL OR s.tenant_id = $7)
                    AND ($8::text IS NULL OR t.session_id = $8) AND ($9::text IS NULL OR position($9 IN t.id) > 0 OR t.session_id = $9)
-                   AND ($10::text IS NULL OR turnmill.wait_reason(t.id) = $10)
+                   AND ($13::boolean OR $10::text IS NULL OR turnmill.wait_reason(t.id) = $10)
                    AND ($12::text[] IS NULL OR t.id = ANY ($12))
                  ORDER BY t.created_at DESC, t.id DESC LIMIT $11)
                SELECT f.id AS "id!", f.session_id AS "session_id!", f.project_id AS "project_id!", f.tenant_id, f.pool AS "pool!",
@@ -121,6 +125,7 @@ macro_rules! found {
             $filter.reason,
             $limit,
             $filter.ids.as_deref(),
+            $asked,
         )
         .fetch_all(&mut $tx)
         .await
@@ -136,6 +141,7 @@ enum Way {
     Trouble,
     Id,
     Ids,
+    Reason,
     Tenant,
     Newest,
 }
@@ -181,8 +187,11 @@ impl Store {
         if filter.session.is_some() {
             return Ok(Way::Session);
         }
+        if filter.reason.is_some() {
+            return Ok(Way::Reason);
+        }
         let unfinished = matches!(filter.status.as_deref(), Some("pending" | "in_progress"));
-        if (unfinished || filter.reason.is_some()) && self.live_are_few().await? {
+        if unfinished && self.live_are_few().await? {
             return Ok(Way::Live);
         }
         if filter.error.is_some() && !unfinished {
@@ -229,6 +238,28 @@ impl Store {
                 tx
             ),
             Way::Ids => found!("SELECT * FROM turnmill.turns WHERE id = ANY ($12) AND (created_at, id) < (coalesce($1::timestamptz, 'infinity'), coalesce($2::text, '')) LIMIT $3", filter, below, limit, tx),
+            // One of each kind is asked, as `waits` does: of thousands, one by one, nobody could wait for the answer.
+            Way::Reason => found!(
+                "SELECT x.* FROM (
+                   WITH live AS MATERIALIZED (
+                     SELECT j.turn_id, j.state, j.pool, j.run_at > clock_timestamp() AS later, t.id AS tenant, k.state AS kept
+                     FROM (SELECT * FROM turnmill.jobs WHERE state <> 'leased' LIMIT $3) j
+                     LEFT JOIN turnmill.tenants t ON t.id = j.tenant_id
+                     LEFT JOIN (SELECT session_id, min(state) AS state FROM turnmill.slots WHERE state IN ('warm', 'pausing') GROUP BY session_id) k
+                       ON k.session_id = j.session_id),
+                   kind AS MATERIALIZED (
+                     SELECT state, pool, later, tenant, kept, turnmill.wait_reason(min(turn_id)) AS reason FROM live GROUP BY state, pool, later, tenant, kept)
+                   SELECT l.turn_id FROM live l JOIN kind k ON (k.state, k.pool) = (l.state, l.pool) AND k.later IS NOT DISTINCT FROM l.later
+                     AND k.tenant IS NOT DISTINCT FROM l.tenant AND k.kept IS NOT DISTINCT FROM l.kept
+                   WHERE k.reason = $10) w
+                 JOIN turnmill.turns x ON x.id = w.turn_id
+                 WHERE (x.created_at, x.id) < (coalesce($1::timestamptz, 'infinity'), coalesce($2::text, ''))",
+                filter,
+                below,
+                limit,
+                tx,
+                true
+            ),
             Way::Tenant => found!(
                 "SELECT x.* FROM (SELECT id FROM turnmill.sessions WHERE tenant_id = $7 ORDER BY created_at DESC, id DESC LIMIT 2000) o
                  CROSS JOIN LATERAL (SELECT * FROM turnmill.turns y WHERE y.session_id = o.id ORDER BY y.ordinal DESC LIMIT 200) x
@@ -249,7 +280,7 @@ impl Store {
         let only_trouble = match way {
             Way::Newest => false,
             Way::Trouble | Way::Error => true,
-            Way::Session | Way::Live | Way::Id | Way::Ids | Way::Tenant => return Ok(None),
+            Way::Session | Way::Live | Way::Id | Way::Ids | Way::Reason | Way::Tenant => return Ok(None),
         };
         let (at, id) = below.clone().unzip();
         let mut tx = self.pool.glance().await?;

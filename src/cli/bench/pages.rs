@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use sqlx::PgPool;
+use sqlx::{ConnectOptions as _, Connection as _, PgPool};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -91,6 +91,8 @@ async fn crowd(pool: &PgPool) -> anyhow::Result<()> {
       UPDATE turnmill.slots s SET state = 'busy', epoch = picked.epoch, turn_id = picked.turn_id, session_id = picked.session_id, nonce = 'n' || s.id,
         create_request = '{}', sandbox_id = 'sbx' || s.id, sandbox_at = clock_timestamp() FROM picked WHERE s.id = picked.slot_id;
       ANALYZE";
-    sqlx::raw_sql(running).execute(pool).await?;
+    let mut connection = pool.connect_options().as_ref().clone().disable_statement_logging().connect().await?;
+    sqlx::raw_sql(running).execute(&mut connection).await?;
+    connection.close().await?;
     Ok(())
 }
