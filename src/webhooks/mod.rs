@@ -1,7 +1,7 @@
 //! Webhooks: whoever wants to is told over HTTP that a turn has ended, at least once, signed as
 //! [Standard Webhooks](https://www.standardwebhooks.com) says.
 //!
-//! The row is in the outbox with the commit that ends the turn (a trigger, `migrations/0032`). Workers deliver:
+//! The row is in the outbox with the commit that ends the turn (a trigger, `migrations/0026`). Workers deliver:
 //!
 //! pending ──take──▶ under way ──2xx──▶ delivered ──▶ forgotten after `webhooks.keep`
 //!    ▲                  │
