@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
+use secrecy::ExposeSecret as _;
 
 use super::{paint, store};
 use crate::config::Config;
@@ -105,6 +106,12 @@ fn description(text: &str) -> Result<String, String> {
 impl Webhooks {
     /// Runs it.
     pub async fn run(self, config: &Config) -> anyhow::Result<ExitCode> {
+        let mut config = config.clone();
+        if config.database.url.expose_secret().is_empty() {
+            // It is dev's database that is found, and dev asks this machine.
+            config.webhooks.allow_loopback();
+        }
+        let config = &config;
         let store = store(config).await?;
         match self.what.unwrap_or(WebhookCommand::List) {
             WebhookCommand::List => list(&store).await?,
