@@ -8,6 +8,8 @@ mod codes;
 mod fold;
 #[path = "../src/agent/outcome.rs"]
 mod outcome;
+#[path = "../src/agent/preview.rs"]
+mod preview;
 #[path = "../src/agent/seen.rs"]
 mod seen;
 #[path = "../src/agent/text.rs"]

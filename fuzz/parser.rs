@@ -58,7 +58,7 @@ fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
 
 /// All blocks of a journal that comes in these pieces.
 fn read(pieces: &[&[u8]]) -> (Fold, Vec<Block>) {
-    let (mut fold, mut blocks) = (Fold::new(Some("ours".to_owned())).resumed(true), Vec::new());
+    let (mut fold, mut blocks) = (Fold::new(Some("ours".to_owned())).resumed(true).with_previews(), Vec::new());
     let mut lines = Lines::new(LINE_MAX);
     for piece in pieces {
         lines.push(piece, |line, _| blocks.extend(take(&mut fold, line)));
