@@ -42,8 +42,8 @@ pub struct Due {
 pub struct Room {
     /// More in all.
     pub free: i64,
-    /// More endpoints that fail.
-    pub free_failing: i64,
+    /// More to endpoints that fail or are slow.
+    pub free_costly: i64,
     /// To one endpoint at once.
     pub of_one: i64,
 }
@@ -68,8 +68,9 @@ pub struct FailedTry<'a> {
 }
 
 impl Store {
-    /// Takes what is due for `hold`; then others may. `busy`: endpoints with how much this process has under way to each.
-    pub async fn due_deliveries(&self, room: Room, busy: &[(String, i64)], hold: Duration) -> sqlx::Result<Vec<Due>> {
+    /// Takes what is due for `hold`; then others may. `busy`: endpoints with how much this process has under way to each; `slow`:
+    /// those that it has seen to be slow.
+    pub async fn due_deliveries(&self, room: Room, busy: &[(String, i64)], slow: &[String], hold: Duration) -> sqlx::Result<Vec<Due>> {
         let (endpoints, counts): (Vec<String>, Vec<i64>) = busy.iter().cloned().unzip();
         let rows = sqlx::query_file!(
             "src/store/due_deliveries.sql",
@@ -77,8 +78,9 @@ impl Store {
             room.of_one,
             &endpoints,
             &counts,
-            room.free_failing,
+            room.free_costly,
             hold.as_secs_f64(),
+            slow,
         )
         .fetch_all(&self.pool)
         .await?;

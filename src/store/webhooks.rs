@@ -79,13 +79,16 @@ pub struct EndpointChange {
 }
 
 impl Store {
-    /// Stores an endpoint, unless there are so many of the same bounds already: each costs the end of a turn a row.
+    /// Stores an endpoint, unless there are so many of its project already, or of its tenant where it has no project, or of neither:
+    /// each may cost the end of a turn a row. One after the other, so that none is counted late.
     pub async fn add_endpoint(&self, new: &NewEndpoint, max: i64) -> sqlx::Result<bool> {
+        let mut tx = self.pool.begin().await?;
+        sqlx::query!("SELECT pg_advisory_xact_lock(hashtextextended('turnmill.webhook_endpoints', 0))").execute(&mut tx).await?;
         let made = sqlx::query!(
             "INSERT INTO turnmill.webhook_endpoints (id, url, description, project_id, tenant_id, events, secret, secret_key_id)
              SELECT $1, $2, $3, $4, $5, $6, $7, $8
              WHERE (SELECT count(*) FROM turnmill.webhook_endpoints e
-                    WHERE e.project_id IS NOT DISTINCT FROM $4 AND e.tenant_id IS NOT DISTINCT FROM $5) < $9",
+                    WHERE e.project_id IS NOT DISTINCT FROM $4 AND ($4 IS NOT NULL OR e.tenant_id IS NOT DISTINCT FROM $5)) < $9",
             new.id,
             new.url,
             new.description,
@@ -96,8 +99,9 @@ impl Store {
             new.secret.key_id,
             max,
         )
-        .execute(&self.pool)
-        .await?;
+        .execute(&mut tx)
+        .await;
+        let made = tx.done(made).await?;
         Ok(made.rows_affected() > 0)
     }
 

@@ -144,23 +144,32 @@ async function begin() {
 
 // --- What the user does
 
-let unsent = null; // what could not be sent, with its key: sent again it is the same turn
 let sending = Promise.resolve();
 
+/**
+ * Sends a message until there is an answer, always under one key: whether the server had it before an answer was lost can't be
+ * told, and it must not be two turns. One that is refused goes back to where it was typed.
+ */
 async function send(message) {
-  const attempt = unsent?.message === message ? unsent : { message, key: crypto.randomUUID() };
-  try {
-    const body = JSON.stringify({ user_message: message, project_id: "chat" });
-    const receipt = await ask(api + "/turns", { method: "POST", headers: { ...json, "idempotency-key": attempt.key }, body });
-    unsent = null;
-    sent.set(receipt.turn_id, message);
-    turns.byId.get(receipt.turn_id)?.message(message);
-    $("notice").textContent = "";
-    if (!stream) listen();
-  } catch (error) {
-    unsent = attempt;
-    $("message").value = [message, $("message").value].filter(Boolean).join("\n");
-    $("notice").textContent = "Not sent: " + error.message;
+  const headers = { ...json, "idempotency-key": crypto.randomUUID() };
+  const body = JSON.stringify({ user_message: message, project_id: "chat" });
+  for (;;) {
+    try {
+      const receipt = await ask(api + "/turns", { method: "POST", headers, body });
+      sent.set(receipt.turn_id, message);
+      turns.byId.get(receipt.turn_id)?.message(message);
+      $("notice").textContent = "";
+      if (!stream) listen();
+      return;
+    } catch (error) {
+      if (error.status >= 400 && error.status < 500 && error.status !== 429) {
+        $("message").value = [message, $("message").value].filter(Boolean).join("\n");
+        $("notice").textContent = "Not sent: " + error.message;
+        return;
+      }
+      $("notice").textContent = "Not sent yet: " + error.message + ". It is tried again; keep this page open.";
+      await new Promise((done) => setTimeout(done, PAUSE + (Math.random() * PAUSE) / 2));
+    }
   }
 }
 
@@ -186,8 +195,7 @@ async function stop() {
     // Also those that wait: newest first, so that none starts meanwhile.
     for (const turn of turns.open().reverse()) await ask(turnApi(turn.id) + "/cancel", { method: "POST" });
   } catch (error) {
-    // 409: it has ended meanwhile.
-    if (error.status !== 409) $("notice").textContent = "Not stopped: " + error.message;
+    $("notice").textContent = "Not stopped: " + error.message;
   }
   $("stop").disabled = false;
   $("message").focus();

@@ -1,7 +1,7 @@
 //! Takes what is due and reports what came of it; every worker has one.
 //!
-//! How much is under way is bounded in all and for each endpoint, and further for endpoints that fail: a dead one costs its
-//! timeout again and again, and is not to cost others theirs.
+//! How much is under way is bounded in all and for each endpoint, and further for endpoints that fail or answer slowly: each of
+//! their tries costs seconds, and is not to cost others theirs.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -37,6 +37,12 @@ const DRAIN_MAX: Duration = Duration::from_secs(1);
 /// After a delivery could not be tried by our own fault.
 const PUT_OFF: Duration = Duration::from_secs(60);
 
+/// An endpoint is slow when its answer takes longer than this part of the timeout.
+const SLOW: u32 = 8;
+
+/// For how long it then counts as slow, unless it is quick before.
+const SLOW_FOR: Duration = Duration::from_secs(600);
+
 /// Delivers.
 #[derive(Debug, Clone)]
 pub struct Courier {
@@ -46,8 +52,31 @@ pub struct Courier {
     poster: Poster,
 }
 
-/// What this process has under way: to whom, and whether that one fails.
-type UnderWay = HashMap<Id, Due>;
+/// What this process has under way, and what it has seen of endpoints.
+#[derive(Debug, Default)]
+struct UnderWay {
+    tries: HashMap<Id, (Due, Instant)>,
+    /// When an endpoint was last slow.
+    slow: HashMap<String, Instant>,
+}
+
+impl UnderWay {
+    /// Endpoints that have been slow lately, or are just now.
+    fn slow(&mut self, limit: Duration) -> Vec<String> {
+        self.slow.retain(|_, when| when.elapsed() < SLOW_FOR);
+        let now = self.tries.values().filter(|(_, since)| since.elapsed() > limit).map(|(due, _)| due.endpoint_id.clone());
+        self.slow.keys().cloned().chain(now).collect()
+    }
+
+    fn ended(&mut self, id: Id, limit: Duration) {
+        let Some((due, since)) = self.tries.remove(&id) else { return };
+        if since.elapsed() > limit {
+            self.slow.insert(due.endpoint_id, Instant::now());
+        } else {
+            self.slow.remove(&due.endpoint_id);
+        }
+    }
+}
 
 impl Courier {
     /// Fails for networks that are none, and where there are no CA certificates.
@@ -72,19 +101,19 @@ impl Courier {
         if self.settings.deliveries_max == 0 {
             return;
         }
-        let (mut tries, mut under_way) = (JoinSet::new(), UnderWay::new());
+        let (mut tries, mut under_way) = (JoinSet::new(), UnderWay::default());
         let mut swept = Instant::now();
         let mut looked = Instant::now();
         while !stop.is_cancelled() {
             // What ends one after the other is not a look each.
             sleep(PACE.saturating_sub(looked.elapsed())).await;
             looked = Instant::now();
-            match self.take(&under_way).await {
+            match self.take(&mut under_way).await {
                 Ok(due) => {
                     for due in due {
                         let (courier, one) = (self.clone(), due.clone());
                         let id = tries.spawn(async move { courier.deliver(&one).await }).id();
-                        under_way.insert(id, due);
+                        under_way.tries.insert(id, (due, Instant::now()));
                     }
                 }
                 Err(error) => debug!(%error, "Could not look for deliveries that are due"),
@@ -98,7 +127,7 @@ impl Courier {
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = wake.notified() => {}
-                Some(ended) = tries.join_next_with_id() => forget(&mut under_way, ended),
+                Some(ended) = tries.join_next_with_id() => self.forget(&mut under_way, ended),
                 // Jittered, so that a fleet that was started together does not look together.
                 () = sleep(self.settings.poll.mul_f64(0.75 + rand::random::<f64>() / 2.0)) => {}
             }
@@ -106,25 +135,32 @@ impl Courier {
         self.let_go(tries, under_way).await;
     }
 
-    async fn take(&self, under_way: &UnderWay) -> sqlx::Result<Vec<Due>> {
+    /// How long an endpoint may take to answer and not be slow.
+    fn slow_limit(&self) -> Duration {
+        self.settings.timeout / SLOW
+    }
+
+    async fn take(&self, under_way: &mut UnderWay) -> sqlx::Result<Vec<Due>> {
         let most = i64::from(self.settings.deliveries_max);
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-        let failing = under_way.values().filter(|due| due.failing).count();
+        let slow = under_way.slow(self.slow_limit());
+        let under_way = &under_way.tries;
+        let costly = under_way.values().filter(|(due, _)| due.failing || slow.contains(&due.endpoint_id)).count();
         let room = Room {
             free: most - count(under_way.len()),
             // At most half of all, but one.
-            free_failing: (most / 2).max(1) - count(failing),
+            free_costly: (most / 2).max(1) - count(costly),
             of_one: i64::from(self.settings.endpoint_deliveries_max),
         };
         if room.free <= 0 {
             return Ok(Vec::new());
         }
         let mut busy: HashMap<&str, i64> = HashMap::new();
-        for due in under_way.values() {
+        for (due, _) in under_way.values() {
             *busy.entry(&due.endpoint_id).or_default() += 1;
         }
         let busy: Vec<(String, i64)> = busy.into_iter().map(|(id, count)| (id.to_owned(), count)).collect();
-        self.store.due_deliveries(room, &busy, self.settings.timeout + SLACK).await
+        self.store.due_deliveries(room, &busy, &slow, self.settings.timeout + SLACK).await
     }
 
     async fn deliver(&self, due: &Due) {
@@ -204,16 +240,27 @@ impl Courier {
         }
     }
 
+    fn forget(&self, under_way: &mut UnderWay, ended: Result<(Id, ()), JoinError>) {
+        let id = match ended {
+            Ok((id, ())) => id,
+            Err(error) => {
+                warn!(%error, "A delivery's task ended by itself; it is tried again: {error}");
+                error.id()
+            }
+        };
+        under_way.ended(id, self.slow_limit());
+    }
+
     /// What doesn't end in a moment is left to others, at once.
     async fn let_go(&self, mut tries: JoinSet<()>, mut under_way: UnderWay) {
         let ended = async {
             while let Some(ended) = tries.join_next_with_id().await {
-                forget(&mut under_way, ended);
+                self.forget(&mut under_way, ended);
             }
         };
         drop(timeout(DRAIN_MAX, ended).await);
         tries.shutdown().await;
-        let given_back = under_way.values().map(|due| self.store.put_off(due, Duration::ZERO, None));
+        let given_back = under_way.tries.values().map(|(due, _)| self.store.put_off(due, Duration::ZERO, None));
         drop(timeout(DRAIN_MAX, futures::future::join_all(given_back)).await);
     }
 }
@@ -223,13 +270,3 @@ pub(super) fn belongs_to(endpoint_id: &str) -> String {
     format!("webhook/{endpoint_id}")
 }
 
-fn forget(under_way: &mut UnderWay, ended: Result<(Id, ()), JoinError>) {
-    let id = match ended {
-        Ok((id, ())) => id,
-        Err(error) => {
-            warn!(%error, "A delivery's task ended by itself; it is tried again: {error}");
-            error.id()
-        }
-    };
-    under_way.remove(&id);
-}

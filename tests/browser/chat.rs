@@ -247,18 +247,17 @@ async fn files_that_a_turn_changed_are_listed_and_can_be_had(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
-async fn what_could_not_be_sent_is_kept_and_sent_again_it_is_one_turn(pool: PgPool) {
+async fn what_could_not_be_sent_is_sent_when_the_server_is_back_and_before_what_was_said_since(pool: PgPool) {
     let fleet = Fleet::new(pool);
     let mut talk = Talk::in_session(&fleet, "").await;
     talk.site.stop().await;
     talk.say("hello").await;
-    talk.browser.until("document.getElementById('notice').textContent.startsWith('Not sent')").await;
-    assert_eq!(talk.browser.value("document.getElementById('message').value").await, "hello");
+    talk.browser.until("document.getElementById('notice').textContent.startsWith('Not sent yet')").await;
+    talk.say("and then").await;
     talk.site.restart().await;
-    talk.say("").await;
-    talk.has(1, "pending").await;
-    assert_eq!((talk.notice().await.as_str(), talk.browser.texts(".said").await), ("", vec!["hello".to_owned()]));
-    assert_eq!(talk.browser.texts(".status").await, ["waits: no worker is running"]);
+    talk.has(2, "pending").await;
+    assert_eq!((talk.notice().await.as_str(), talk.browser.texts(".said").await), ("", vec!["hello".to_owned(), "and then".to_owned()]));
+    assert_eq!(talk.browser.texts(".status").await[0], "waits: no worker is running");
     talk.close().await;
 }
 
@@ -273,10 +272,11 @@ async fn an_answer_lost_on_the_way_makes_no_second_turn(pool: PgPool) {
                   return answer; }";
     talk.browser.run(lose, json!(null)).await;
     talk.say("hello").await;
-    talk.browser.until("document.getElementById('notice').textContent === 'Not sent: the network is gone'").await;
-    talk.say("").await;
-    talk.has(1, "pending").await;
-    assert_eq!(fleet.store.turns_of(&talk.session().await, None, 10).await.unwrap().len(), 1);
+    talk.browser.until("document.getElementById('notice').textContent.startsWith('Not sent yet: the network is gone')").await;
+    talk.say("more").await;
+    talk.has(2, "pending").await;
+    let prompts: Vec<String> = fleet.store.turns_of(&talk.session().await, None, 10).await.unwrap().into_iter().map(|t| t.prompt).collect();
+    assert_eq!(prompts, ["more", "hello"], "newest first, each once");
     talk.close().await;
 }
 

@@ -26,6 +26,8 @@ pub enum Manner {
     /// With a status and a Retry-After.
     Later(u16, &'static str),
     Redirect(String),
+    /// 200, so much later.
+    Slow(Duration),
     /// Nothing.
     Hang,
     /// 200, and then a body without an end.
@@ -111,6 +113,10 @@ async fn take(State(inside): State<Arc<Inside>>, headers: HeaderMap, body: Bytes
         Manner::Status(status) => answer.status(status).body(Body::from("thanks")).unwrap(),
         Manner::Later(status, when) => answer.status(status).header("retry-after", when).body(Body::empty()).unwrap(),
         Manner::Redirect(to) => answer.status(302).header("location", to).body(Body::empty()).unwrap(),
+        Manner::Slow(pause) => {
+            tokio::time::sleep(pause).await;
+            answer.status(200).body(Body::empty()).unwrap()
+        }
         Manner::Hang => std::future::pending().await,
         Manner::Endless => {
             let more = futures::stream::repeat_with(|| Ok::<_, std::io::Error>(Bytes::from_static(&[b'x'; 4096])));

@@ -155,6 +155,12 @@ async fn what_is_wrong_with_an_endpoint_is_said_with_its_place(pool: PgPool) {
     assert_eq!((many.status.as_u16(), many.problem()), (409, "too_many_endpoints"));
     let other = site.post(ENDPOINTS, json!({ "url": "https://app.example/hooks", "project_id": "p1" })).await;
     assert_eq!(other.status, 201, "of other bounds there is room");
+    for nth in 1..most {
+        let body = json!({ "url": "https://app.example/hooks", "project_id": "p1", "tenant_id": format!("t{nth}") });
+        site.post(ENDPOINTS, body).await.ok();
+    }
+    let more = site.post(ENDPOINTS, json!({ "url": "https://app.example/hooks", "project_id": "p1", "tenant_id": "another" })).await;
+    assert_eq!((more.status.as_u16(), more.problem()), (409, "too_many_endpoints"), "a project's are counted over its tenants");
 }
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]

@@ -17,7 +17,7 @@ use crate::receiver::{Manner, Receiver, RunningCourier, config};
 
 const HOLD: Duration = Duration::from_secs(30);
 
-const ROOM: Room = Room { free: 100, free_failing: 100, of_one: 100 };
+const ROOM: Room = Room { free: 100, free_costly: 100, of_one: 100 };
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
 async fn an_end_is_told_by_the_transaction_that_makes_it_and_in_words_that_verify(pool: PgPool) {
@@ -362,6 +362,35 @@ async fn dead_endpoints_delay_nobody_else(pool: PgPool) {
     assert_eq!(lives.got().len(), 40);
 }
 
+/// One that answers with 200 after seconds is no failure, and takes a try's place all the same.
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn slow_endpoints_delay_nobody_else(pool: PgPool) {
+    let (fleet, lives) = (Fleet::new(pool), Receiver::start(Manner::Status(200)).await);
+    let mut slow = Vec::new();
+    for _ in 0..6 {
+        let receiver = Receiver::start(Manner::Slow(Duration::from_secs(1))).await;
+        let made = fleet.endpoint(&receiver.url).await;
+        slow.push((receiver, made));
+    }
+    fleet.turns_end(8).await;
+    let mut config = config();
+    config.webhooks.deliveries_max = 4;
+    config.webhooks.endpoint_deliveries_max = 2;
+    config.webhooks.timeout = Duration::from_secs(4);
+    let courier = RunningCourier::start(&fleet, &config);
+    // It learns who is slow, each once, before there is anything for the other.
+    let asked = || slow.iter().map(|(receiver, _)| receiver.got().len()).sum::<usize>();
+    until("all slow ones are known", || async { slow.iter().all(|(receiver, _)| !receiver.got().is_empty()).then_some(()) }).await;
+    fleet.endpoint(&lives.url).await;
+    let before = asked();
+    fleet.turns_end(40).await;
+    lives.has_got(40).await;
+    let meanwhile = asked() - before;
+    courier.stop().await;
+    // Half of four at a time: two each second. Four would be twice that, and the forty would take as long as all of theirs.
+    assert!(meanwhile < 30, "the quick one had to wait for {meanwhile} slow answers");
+}
+
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
 async fn two_workers_tell_each_thing_once(pool: PgPool) {
     let (fleet, receiver) = (Fleet::new(pool), Receiver::start(Manner::Status(200)).await);
@@ -384,8 +413,8 @@ async fn whoever_dies_or_stops_in_the_middle_costs_a_delivery_nothing(pool: PgPo
     let endpoint = fleet.endpoint(&receiver.url).await;
     fleet.turns_end(1).await;
     // One takes it and is heard of no more, for now.
-    let dead = fleet.store.due_deliveries(ROOM, &[], HOLD).await.unwrap();
-    assert_eq!((dead.len(), fleet.store.due_deliveries(ROOM, &[], HOLD).await.unwrap().len()), (1, 0), "taken is taken, for a time");
+    let dead = fleet.store.due_deliveries(ROOM, &[], &[], HOLD).await.unwrap();
+    assert_eq!((dead.len(), fleet.store.due_deliveries(ROOM, &[], &[], HOLD).await.unwrap().len()), (1, 0), "taken is taken, for a time");
     fleet.all_is_due(&endpoint).await;
 
     // The next one is in the middle of it when its process ends in order: given back, as if it had not been tried.
