@@ -1,12 +1,14 @@
 //! Where credentials come from: for now fixed ones in the worker's environment. The agent gets the model's key and
 //! the hooks the project's token; neither gets the other's.
 
+mod mask;
 mod vault;
 
 use std::collections::BTreeMap;
 
 use secrecy::{ExposeSecret as _, SecretString};
 
+pub use mask::{MASKED, Mask, Pieces, SECRET_MIN};
 pub use vault::{Closed, Sealed, Vault};
 
 /// Names under which the worker's environment may hold the key, and the name under which the agent wants it.
