@@ -229,6 +229,19 @@ impl E2b {
 }
 
 impl Config {
+    /// Every secret in it: what must be masked wherever it may be said.
+    pub fn secrets(&self) -> Vec<SecretString> {
+        let passwords = [&self.database.url, &self.database.direct_url].map(|url| {
+            let url = reqwest::Url::parse(url.expose_secret()).ok();
+            url.and_then(|url| url.password().map(str::to_owned)).unwrap_or_default()
+        });
+        let headers =
+            self.e2b.headers.expose_secret().split(';').filter_map(|header| header.split_once(':')).map(|(_, value)| value.trim());
+        let master = self.keys.master.expose_secret().split_whitespace().filter_map(|key| key.split_once(':')).map(|(_, bytes)| bytes);
+        let all = headers.chain(master).chain([self.e2b.api_key.expose_secret()]).map(str::to_owned).chain(passwords);
+        all.filter(|secret| !secret.is_empty()).map(SecretString::from).collect()
+    }
+
     /// Reads defaults, `file` and the environment.
     pub fn load(file: Option<&Path>) -> anyhow::Result<Self> {
         Self::load_with(file, &|name| std::env::var(name).ok(), std::env::vars().map(|(name, _)| name))

@@ -9,6 +9,7 @@
 use std::time::Duration;
 
 use crate::agent::{ErrorCode, Failure, Outcome, Verdict};
+use crate::keys::Mask;
 
 /// Why a turn failed: a stable code for programs and a text for people, which says the phase and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,6 +129,21 @@ pub enum Fate {
         /// For the turn's error columns until it has ended.
         why: TurnError,
     },
+}
+
+impl Fate {
+    /// What is said of it without secrets: an error may repeat what an agent or a server has printed.
+    #[must_use]
+    pub fn masked(mut self, mask: &Mask) -> Self {
+        let said = match &mut self {
+            Self::End { error, .. } => error.as_mut(),
+            Self::RetryLater { why, .. } | Self::NextAttempt { why, .. } => Some(why),
+        };
+        if let Some(said) = said {
+            said.message = mask.text(&said.message).into_owned();
+        }
+        self
+    }
 }
 
 /// What one turn's failed start-up says about its pool.

@@ -28,6 +28,8 @@ pub struct Fold {
     seen: Seen,
     /// Where somebody may watch.
     previews: Option<Previews>,
+    /// The last line was a piece of a block.
+    piece: bool,
 }
 
 /// A block that is out.
@@ -52,6 +54,7 @@ impl Fold {
             open_calls: Vec::new(),
             seen: Seen::default(),
             previews: None,
+            piece: false,
         }
     }
 
@@ -76,6 +79,7 @@ impl Fold {
 
     /// The blocks of the next line, given without its newline.
     pub fn line(&mut self, line: &[u8]) -> Vec<Block> {
+        self.piece = false;
         if line.iter().all(u8::is_ascii_whitespace) {
             return Vec::new();
         }
@@ -83,6 +87,7 @@ impl Fold {
             self.seen.garbage(line);
             return Vec::new();
         };
+        self.piece = event["type"] == "stream_event";
         self.seen.event(&event);
         if let Some(previews) = &mut self.previews {
             previews.event(&event);
@@ -94,6 +99,11 @@ impl Fold {
             Said::Nothing => {}
         }
         said
+    }
+
+    /// Whether the last line was only a piece of a block that comes whole.
+    pub fn was_piece(&self) -> bool {
+        self.piece
     }
 
     /// The next line was too long to be read.

@@ -75,7 +75,7 @@ impl Dev {
         config.e2b.api_key = "local".into();
 
         config.webhooks.allow_loopback();
-        let credentials = Credentials::from_environment(|name| std::env::var(name).ok());
+        let credentials = super::credentials();
         let agent = self.agent(&credentials);
         let change = PoolChange { cap: Some(self.cap), agent: agent.clone(), previews: Some(true), ..PoolChange::default() };
         store.set_pool("default", &change).await?;

@@ -34,6 +34,7 @@ use clap::{Args, Parser, Subcommand};
 use secrecy::ExposeSecret as _;
 
 use crate::config::Config;
+use crate::keys::Credentials;
 use crate::store::{PATIENCE, Store};
 
 pub use complain::{complain, explain};
@@ -144,6 +145,7 @@ impl Cli {
     /// Runs the command.
     pub async fn run(self) -> anyhow::Result<ExitCode> {
         let config = Config::load(self.config.as_deref())?;
+        logs::hide(&config.secrets());
         match self.command {
             Command::Dev(dev) => Box::pin(dev.run(config)).await,
             Command::Enqueue(enqueue) => enqueue.run(&config).await,
@@ -172,6 +174,13 @@ impl Cli {
             Command::Agent(agent) => Ok(agent.run()),
         }
     }
+}
+
+/// What agents get, from the environment; it is in no line of the log.
+fn credentials() -> Credentials {
+    let credentials = Credentials::from_environment(|name| std::env::var(name).ok());
+    logs::hide(credentials.secrets());
+    credentials
 }
 
 /// The database of the configuration, or of a `turnmill dev` on this machine.

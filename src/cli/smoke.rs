@@ -12,7 +12,6 @@ use tokio_util::task::TaskTracker;
 
 use super::{complain, paint, signals, store, watch};
 use crate::config::Config;
-use crate::keys::Credentials;
 use crate::store::{BlockRow, Enqueue, Store, TurnRow};
 
 /// Between two looks.
@@ -56,7 +55,7 @@ impl Smoke {
         if store.workers().await?.iter().any(|worker| worker.alive) {
             good("a worker of the fleet takes it");
         } else {
-            let credentials = Credentials::from_environment(|name| std::env::var(name).ok());
+            let credentials = super::credentials();
             let worker = crate::worker::Worker::register(store.clone(), Arc::new(config), credentials, &background).await?;
             background.spawn(worker.run(stop.clone()));
             good("no worker is running, so one runs here");

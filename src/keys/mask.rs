@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
 use aho_corasick::{AhoCorasick, MatchKind};
 use base64::Engine as _;
@@ -19,10 +20,13 @@ pub const MASKED: &str = "[masked]";
 /// Characters of the shortest secret that is masked: what is shorter is part of many words.
 pub const SECRET_MIN: usize = 8;
 
-/// Knows a set of secrets. Cheap to ask; make one for each set.
+/// From this length on anything may be a secret.
+const NO_WORD: usize = 24;
+
+/// Knows a set of secrets. Cheap to ask and to clone.
 #[derive(Clone, Default)]
 pub struct Mask {
-    forms: Vec<Vec<u8>>,
+    forms: Arc<[Vec<u8>]>,
     finder: Option<AhoCorasick>,
 }
 
@@ -33,15 +37,15 @@ impl fmt::Debug for Mask {
 }
 
 impl Mask {
-    /// Of a secret with several lines each is one. Shorter ones than [`SECRET_MIN`] are none.
+    /// Of a secret with several lines each is one; what may be a word is none ([`is_maskable`]).
     pub fn new<'a>(secrets: impl IntoIterator<Item = &'a SecretString>) -> Self {
         let lines = secrets.into_iter().flat_map(|secret| secret.expose_secret().lines()).map(str::trim);
-        let mut forms: Vec<Vec<u8>> = lines.filter(|line| line.len() >= SECRET_MIN).flat_map(forms).collect();
+        let mut forms: Vec<Vec<u8>> = lines.filter(|line| is_maskable(line)).flat_map(forms).collect();
         forms.sort_unstable();
         forms.dedup();
         let finder = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(&forms);
         // It fails for gigabytes of patterns only.
-        Self { finder: finder.ok().filter(|_| !forms.is_empty()), forms }
+        Self { finder: finder.ok().filter(|_| !forms.is_empty()), forms: forms.into() }
     }
 
     /// Without its secrets.
@@ -82,9 +86,18 @@ impl Mask {
         let whole = Unbroken::of(&bytes[..text]);
         let longest = self.forms.iter().map(Vec::len).max().unwrap_or(0);
         let first = whole.bytes.len().saturating_sub(longest);
-        let begins = |at: &usize| self.forms.iter().any(|form| form.len() > whole.bytes.len() - at && form.starts_with(&whole.bytes[*at..]));
+        let begins =
+            |at: &usize| self.forms.iter().any(|form| form.len() > whole.bytes.len() - at && form.starts_with(&whole.bytes[*at..]));
         (first..whole.bytes.len()).find(begins).map_or(bytes.len(), |at| whole.place(at))
     }
+}
+
+/// Whether it can be told from a word: too short, or letters of one case only, it would be masked everywhere, also where it
+/// means something.
+pub fn is_maskable(secret: &str) -> bool {
+    let has = |is: fn(&char) -> bool| secret.chars().any(|c| is(&c));
+    let mixed = has(char::is_ascii_digit) || (has(char::is_ascii_lowercase) && has(char::is_ascii_uppercase));
+    secret.len() >= SECRET_MIN && (mixed || secret.len() >= NO_WORD)
 }
 
 /// Masks a text piece by piece: what may be the beginning of a secret is held back until more is known.
@@ -208,7 +221,9 @@ mod tests {
 
     /// Nothing of the secret's middle is left, in any form that is looked for.
     fn is_clean(text: &str) -> bool {
-        forms(KEY).iter().all(|form| !String::from_utf8_lossy(&Unbroken::of(text.as_bytes()).bytes).contains(&*String::from_utf8_lossy(form)))
+        forms(KEY)
+            .iter()
+            .all(|form| !String::from_utf8_lossy(&Unbroken::of(text.as_bytes()).bytes).contains(&*String::from_utf8_lossy(form)))
     }
 
     #[test]
@@ -238,19 +253,19 @@ mod tests {
     }
 
     #[test]
-    fn short_ones_are_none_and_of_several_lines_each_is_one() {
-        let mask = mask(&["short", "", "first-line-of-it\nsecond-line-of-it"]);
-        assert_eq!(mask.text("short second-line-of-it"), "short [masked]");
+    fn words_are_none_and_of_several_lines_each_is_one() {
+        let mask = mask(&["sh0rt", "", "postgres", "tool_result", "first-line-0f-it\nsecond-line-0f-it"]);
+        assert_eq!(mask.text("sh0rt postgres tool_result second-line-0f-it"), "sh0rt postgres tool_result [masked]");
         assert_eq!(Mask::default().text("x"), "x");
         assert_eq!(Mask::default().pieces().next("x"), "x");
     }
 
     #[test]
     fn where_one_secret_is_the_beginning_of_another_the_longer_is_masked_whole() {
-        let mask = mask(&["secret-one", "secret-one-and-two"]);
-        assert_eq!(mask.text("secret-one-and-two secret-one"), "[masked] [masked]");
+        let mask = mask(&["Secret-one", "Secret-one-and-two"]);
+        assert_eq!(mask.text("Secret-one-and-two Secret-one"), "[masked] [masked]");
         let mut pieces = mask.pieces();
-        let shown: Vec<String> = ["a secret-one", "-and", "-two", " b"].map(|piece| pieces.next(piece)).into();
+        let shown: Vec<String> = ["a Secret-one", "-and", "-two", " b"].map(|piece| pieces.next(piece)).into();
         assert_eq!(shown, ["a ", "", "[masked]", " b"]);
     }
 

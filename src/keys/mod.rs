@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use secrecy::{ExposeSecret as _, SecretString};
 
-pub use mask::{MASKED, Mask, Pieces, SECRET_MIN};
+pub use mask::{MASKED, Mask, Pieces, SECRET_MIN, is_maskable};
 pub use vault::{Closed, Sealed, Vault};
 
 /// Names under which the worker's environment may hold the key, and the name under which the agent wants it.
@@ -45,6 +45,11 @@ impl Credentials {
     /// The variable that it came from, for people.
     pub fn source(&self) -> Option<&'static str> {
         self.source
+    }
+
+    /// Every secret among them: what must be masked wherever an agent may say it.
+    pub fn secrets(&self) -> impl Iterator<Item = &SecretString> {
+        self.variables.iter().map(|(_, secret)| secret).chain(&self.project_token)
     }
 
     /// Adds the secrets to an agent's environment, which its own shell can read.

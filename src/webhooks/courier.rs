@@ -269,4 +269,3 @@ impl Courier {
 pub(super) fn belongs_to(endpoint_id: &str) -> String {
     format!("webhook/{endpoint_id}")
 }
-

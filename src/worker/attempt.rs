@@ -13,6 +13,7 @@ use super::follow::Copier;
 use super::journal::Copied;
 use super::launch::launch;
 use super::running::Cancel;
+use super::secrets::Secrets;
 use super::{Assignment, Worker, follow, startup, upkeep};
 use crate::block::Block;
 use crate::sandbox::SandboxError;
@@ -58,12 +59,13 @@ pub(super) async fn run(worker: &Worker, mut assignment: Assignment) {
 
 async fn attempt(worker: &Worker, assignment: &mut Assignment) -> Result<(), LetGo> {
     let mut held = Held { sandbox_id: assignment.job.sandbox_id.clone(), may_exist: true, idle: false };
+    let mut secrets = Secrets::of(worker, &assignment.job);
     let mut pause = Duration::ZERO;
     loop {
         let since = Instant::now();
         let job = &assignment.job;
         let mut copier = Copier::new(worker, job);
-        let happened = Box::pin(run_agent(worker, job, pause, &mut copier, &mut assignment.cancel, &mut held)).await?;
+        let happened = Box::pin(run_agent(worker, job, pause, &mut copier, &mut assignment.cancel, &mut held, &mut secrets)).await?;
         let asked = assignment.cancel.borrow().clone();
         let happened = match (happened, asked) {
             // It would start over only to be cancelled, and hide what was said.
@@ -74,7 +76,7 @@ async fn attempt(worker: &Worker, assignment: &mut Assignment) -> Result<(), Let
             make_sure_it_is_over(worker, &held, job.sandbox_timeout).await;
         }
         let before = Setbacks { startups: count(job.failures), agents: count(job.agent_failures), sandboxes: count(job.sandboxes_lost) };
-        let fate = worker.config.retry.decide(&happened, before, rand::random());
+        let fate = worker.config.retry.decide(&happened, before, rand::random()).masked(secrets.in_errors());
         let kept = match fate {
             Fate::End { ending, error } => end(worker, job, &copier, &happened, ending, error, &held).await?,
             Fate::RetryLater { delay, charged, restart, for_pool, why } => {
@@ -137,6 +139,7 @@ async fn run_agent(
     copier: &mut Copier<'_>,
     cancel: &mut watch::Receiver<Cancel>,
     held: &mut Held,
+    secrets: &mut Secrets,
 ) -> Result<Happened, LetGo> {
     if let Some(crashes) = u32::try_from(job.crashes).ok().filter(|crashes| *crashes >= worker.config.retry.crashes_max) {
         return Ok(Happened::Poisoned(crashes));
@@ -183,6 +186,8 @@ async fn run_agent(
     let start = launch(worker, job, &memory, &luggage);
     // They may be large, and the turn may be long.
     drop((memory, luggage));
+    secrets.add(worker, job, worker.credentials.secrets()).await?;
+    copier.hide(secrets.mask().clone());
     let started = startup::start(worker, job, &sandbox, &start).await?;
     drop(start);
     let probe = match started {
@@ -195,7 +200,7 @@ async fn run_agent(
         keep_journal(worker, job, &journal).await?;
     }
     if let Some(exit) = copier.exit() {
-        context::keep(worker, &sandbox, job, exit).await?;
+        context::keep(worker, &sandbox, job, exit, secrets.mask()).await?;
         files::keep(worker, &sandbox, job, &rules, exit).await?;
     }
     Ok(happened)

@@ -8,7 +8,7 @@ use super::Worker;
 use super::attempt::{LetGo, persist_free};
 use super::files::fetch;
 use crate::block::Block;
-use crate::keys::{Sealed, Vault};
+use crate::keys::{Mask, Sealed, Vault};
 use crate::sandbox::{AgentExit, Sandbox};
 use crate::store::{Claimed, Past, SavedBy};
 use crate::transcript;
@@ -96,7 +96,7 @@ fn opened(vault: &Vault, by: &SavedBy, sealed: Sealed) -> Result<Saved, String> 
 
 /// Keeps the conversation as it is now that the agent has ended. What fails here costs the next turn its memory, and
 /// that will be said; this turn's answer is there all the same.
-pub(super) async fn keep(worker: &Worker, sandbox: &Sandbox, job: &Claimed, exit: &AgentExit) -> Result<(), LetGo> {
+pub(super) async fn keep(worker: &Worker, sandbox: &Sandbox, job: &Claimed, exit: &AgentExit, mask: &Mask) -> Result<(), LetGo> {
     if job.transcript.is_none() {
         return Ok(());
     }
@@ -111,7 +111,7 @@ pub(super) async fn keep(worker: &Worker, sandbox: &Sandbox, job: &Claimed, exit
     }
     match fetch(worker, sandbox, "transcript", exit.transcript_bytes).await? {
         Ok(conversation) => {
-            let sealed = transcript::pack(&worker.vault, &job.turn_id, &conversation);
+            let sealed = transcript::pack(&worker.vault, &job.turn_id, &mask.bytes(&conversation));
             persist_free(|| worker.store.save_transcript(job, bytes, Some(&sealed))).await
         }
         Err(error) => {

@@ -24,6 +24,7 @@ use super::running::Cancel;
 use super::silence::Silence;
 use crate::agent::{Exit, Fold, Outcome};
 use crate::block::Block;
+use crate::keys::Mask;
 use crate::sandbox::{AgentExit, AgentState, Probe, Sandbox, SandboxError, Signal};
 use crate::store::{Append, Claimed, Fenced};
 use crate::turn::Happened;
@@ -147,6 +148,8 @@ pub(super) struct Copier<'a> {
     previews: Option<Seat>,
     /// All that was read, where the pool keeps that.
     journal: Option<journal::Copy>,
+    /// What nobody may see of it.
+    mask: Mask,
 }
 
 impl<'a> Copier<'a> {
@@ -165,7 +168,13 @@ impl<'a> Copier<'a> {
             writing: None,
             previews: worker.previews.enter(job),
             journal: job.keeps_journal.then(journal::Copy::default),
+            mask: Mask::default(),
         }
+    }
+
+    /// Nothing is read before it is known what nobody may see.
+    pub fn hide(&mut self, mask: Mask) {
+        self.mask = mask;
     }
 
     /// The journal byte that the database stands at.
@@ -326,15 +335,21 @@ impl<'a> Copier<'a> {
 
     fn take(&mut self, bytes: &[u8]) {
         self.read += bytes.len() as u64;
-        if let Some(journal) = &mut self.journal {
-            journal.push(bytes);
-        }
-        let (fold, waiting) = (&mut self.fold, &mut self.waiting);
-        self.lines.push(bytes, |line, _| {
-            waiting.extend(match line {
-                Line::Whole(line) => fold.line(&line),
-                Line::TooLong(bytes) => fold.oversized(bytes),
-            });
+        let (fold, waiting, journal, mask) = (&mut self.fold, &mut self.waiting, &mut self.journal, &self.mask);
+        self.lines.push(bytes, |line, _| match line {
+            Line::Whole(line) => {
+                let line = mask.bytes(&line);
+                waiting.extend(fold.line(&line));
+                if let Some(journal) = journal.as_mut().filter(|_| !fold.was_piece()) {
+                    journal.line(&line);
+                }
+            }
+            Line::TooLong(bytes) => {
+                if let Some(journal) = journal {
+                    journal.too_long(bytes);
+                }
+                waiting.extend(fold.oversized(bytes));
+            }
         });
         self.pulse.beat(if self.fold.may_be_silent() { Leeway::Endless } else { Leeway::None });
     }
@@ -343,7 +358,7 @@ impl<'a> Copier<'a> {
     fn preview(&self) {
         if let (Some(seat), Some(growing)) = (&self.previews, self.fold.previews()) {
             let blocks_wait = !self.waiting.is_empty() || self.writing.is_some();
-            seat.note((!blocks_wait).then(|| self.committed()), growing);
+            seat.note((!blocks_wait).then(|| self.committed()), growing, &self.mask);
         }
     }
 

@@ -10,6 +10,7 @@
 //! | `context` | the conversation of the turns before, brought in and kept |
 //! | `follow` | journal → lines → blocks → writer, until the agent has ended |
 //! | `journal` | a copy of all that the agent printed |
+//! | `secrets` | what is masked in it |
 //! | `writer` | commits the blocks of all turns together |
 //! | `news` | tells readers of it |
 //! | `previews` | what is not a block yet, for those who watch |
@@ -37,6 +38,7 @@ mod reconcile;
 mod running;
 pub mod runtime;
 pub mod sampler;
+mod secrets;
 mod silence;
 mod startup;
 mod upkeep;

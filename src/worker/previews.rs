@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::agent::{Preview, Previews as Growing};
+use crate::keys::{Mask, Pieces};
 use crate::store::{Claimed, PreviewPiece, PreviewWrite, Store};
 
 /// Between two writes. A person sees no difference to less.
@@ -38,7 +39,16 @@ struct Turn {
 #[derive(Debug, Default)]
 struct Now {
     committed: Option<i64>,
-    growing: Vec<Preview>,
+    growing: Vec<Shown>,
+}
+
+/// A preview as it may be seen.
+#[derive(Debug)]
+struct Shown {
+    preview: Preview,
+    /// Bytes of the parser's text that are taken.
+    taken: usize,
+    pieces: Pieces,
 }
 
 /// A copier's place; dropping it ends the turn's previews.
@@ -57,21 +67,34 @@ impl Drop for Seat {
 
 impl Seat {
     /// What the parser has now. `committed`: the journal byte that the database stands at, if no block waits for it.
-    pub fn note(&self, committed: Option<i64>, growing: &Growing) {
+    pub fn note(&self, committed: Option<i64>, growing: &Growing, mask: &Mask) {
         if !self.turn.watched.load(Ordering::Relaxed) {
             return;
         }
         let mut now = lock(&self.turn.now);
         now.committed = committed;
         let growing = growing.growing();
-        now.growing.retain(|known| growing.iter().any(|preview| preview.nth == known.nth));
+        now.growing.retain(|known| growing.iter().any(|preview| preview.nth == known.preview.nth));
         for preview in growing {
-            match now.growing.iter_mut().find(|known| known.nth == preview.nth) {
-                // Texts only grow.
-                Some(known) => known.text.push_str(&preview.text[known.text.len()..]),
-                None => now.growing.push(preview.clone()),
+            match now.growing.iter_mut().find(|known| known.preview.nth == preview.nth) {
+                Some(known) => known.grow(&preview.text),
+                None => now.growing.push(Shown::of(preview, mask)),
             }
         }
+    }
+}
+
+impl Shown {
+    fn of(preview: &Preview, mask: &Mask) -> Self {
+        let mut shown = Self { preview: Preview { text: String::new(), ..preview.clone() }, taken: 0, pieces: mask.pieces() };
+        shown.grow(&preview.text);
+        shown
+    }
+
+    /// Texts only grow.
+    fn grow(&mut self, text: &str) {
+        self.preview.text.push_str(&self.pieces.next(&text[self.taken..]));
+        self.taken = text.len();
     }
 }
 
@@ -172,7 +195,7 @@ impl Written {
         let committed = now.committed?;
         let mut pieces = Vec::new();
         let mut open = Vec::new();
-        for preview in &now.growing {
+        for Shown { preview, .. } in &now.growing {
             let before = self.open.iter().find(|told| told.nth == preview.nth);
             let mut told = before.cloned().unwrap_or(Told { nth: preview.nth, bytes: 0, chars: 0 });
             let text = &preview.text[told.bytes..];
@@ -218,13 +241,10 @@ mod tests {
     use crate::block::BlockKind;
 
     fn now(committed: Option<i64>, growing: &[(i32, &str)]) -> Now {
-        let preview = |&(nth, text): &(i32, &str)| Preview {
-            nth,
-            kind: BlockKind::Content,
-            tool_name: None,
-            parent_tool_use_id: None,
-            text: text.to_owned(),
-            full: false,
+        let preview = |&(nth, text): &(i32, &str)| {
+            let kind = BlockKind::Content;
+            let preview = Preview { nth, kind, tool_name: None, parent_tool_use_id: None, text: text.to_owned(), full: false };
+            Shown::of(&preview, &Mask::default())
         };
         Now { committed, growing: growing.iter().map(preview).collect() }
     }

@@ -23,6 +23,7 @@ mod interleavings;
 mod journals;
 mod kept;
 mod lost_answers;
+mod masking;
 mod memory;
 mod ops;
 mod outages;
