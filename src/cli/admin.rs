@@ -201,6 +201,7 @@ impl Pools {
                 create_rate: set.create_rate.map(|rate| rate.0),
                 create_burst: set.create_burst,
                 state: state.map(str::to_owned),
+                state_reason: None,
                 api_version: set.api_version,
                 prepare: set.prepare.map(|hook| hook.0),
                 watch: set.watch.map(|hook| hook.0),

@@ -5,7 +5,7 @@ use chrono::{DateTime, Utc};
 use super::{COUNTED_MAX, Store};
 
 /// Turns that wait for the same.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wait {
     /// As `wait_reason` says; `None`: nothing is in their way.
     pub reason: Option<String>,
@@ -105,11 +105,26 @@ pub struct PoolRoom {
 pub const CELLS_MAX: i64 = 2000;
 
 impl Store {
-    /// What turns wait for. One of each kind is asked `wait_reason`, so there is one definition of that.
+    /// What turns wait for, whatever their pool; most first.
     pub async fn waits(&self) -> sqlx::Result<Vec<Wait>> {
+        let mut all: Vec<Wait> = Vec::new();
+        for (_, wait) in self.waits_by_pool().await? {
+            match all.iter_mut().find(|known| known.reason == wait.reason) {
+                Some(known) => {
+                    known.turns += wait.turns;
+                    known.oldest_at = known.oldest_at.min(wait.oldest_at);
+                }
+                None => all.push(wait),
+            }
+        }
+        all.sort_by_key(|wait| std::cmp::Reverse(wait.turns));
+        Ok(all)
+    }
+
+    /// What turns of each pool wait for; most first. One of each kind is asked `wait_reason`, so there is one definition of that.
+    pub async fn waits_by_pool(&self) -> sqlx::Result<Vec<(String, Wait)>> {
         let mut tx = self.pool.glance().await?;
-        let rows = sqlx::query_as!(
-            Wait,
+        let rows = sqlx::query!(
             r#"WITH live AS MATERIALIZED (
                  (SELECT turn_id, session_id, pool, state, tenant_id, queued_at, run_at > clock_timestamp() AS later
                   FROM turnmill.jobs WHERE state = 'ready' LIMIT $1)
@@ -123,14 +138,15 @@ impl Store {
                    ON k.session_id = l.session_id
                  GROUP BY l.state, l.pool, l.later, t.id, k.state)
                SELECT CASE WHEN j.state = 'waiting' THEN 'session_busy' ELSE turnmill.wait_reason(kind.turn_id) END AS reason,
-                 sum(kind.n)::bigint AS "turns!", min(kind.oldest_at) AS oldest_at
+                 sum(kind.n)::bigint AS "turns!", min(kind.oldest_at) AS oldest_at, j.pool
                FROM kind JOIN turnmill.jobs j ON j.turn_id = kind.turn_id
-               GROUP BY 1 ORDER BY 2 DESC"#,
+               GROUP BY 1, 4 ORDER BY 2 DESC"#,
             COUNTED_MAX
         )
         .fetch_all(&mut tx)
         .await;
-        tx.done(rows).await
+        let rows = tx.done(rows).await?;
+        Ok(rows.into_iter().map(|row| (row.pool, Wait { reason: row.reason, turns: row.turns, oldest_at: row.oldest_at })).collect())
     }
 
     /// The turn that waits longest of those that could start; found by jumping from tenant to tenant, as `queue` does.

@@ -64,6 +64,7 @@ impl Store {
         sqlx::query!("DELETE FROM turnmill.parked").execute(&mut tx).await?;
         sqlx::query!("UPDATE turnmill.duties SET worker_id = NULL, lease_until = clock_timestamp()").execute(&mut tx).await?;
         sqlx::query!("DELETE FROM turnmill.corrections").execute(&mut tx).await?;
+        sqlx::query!("DELETE FROM turnmill.sandbox_kills").execute(&mut tx).await?;
         tx.commit().await?;
         Ok(fleet)
     }

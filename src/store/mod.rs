@@ -14,6 +14,8 @@
 //! | `overview`, `board` | how full the queue is; what waits and why, what every slot does |
 //! | `metrics` | the roll-up of each minute (`close_minutes.sql`), and failures by kind |
 //! | `found`, `timeline` | turns as operators look for them; one of them with all that happened to it |
+//! | `found_sessions`, `held`, `pool_cards` | sessions, sandboxes and pools as operators look for them |
+//! | `kills` | sandboxes that an operator wants gone |
 //! | `audit`, `visits` | what people did through the dashboard, and which browsers are in it |
 //! | `tokens` | who may ask over HTTP |
 //! | `jobs` | claim (`claim.sql`), phases, hand-over, promotion |
@@ -41,15 +43,19 @@ mod details;
 mod files;
 mod fleet;
 mod found;
+mod found_sessions;
+mod held;
 mod jobs;
 mod journals;
 mod kept;
+mod kills;
 mod listen;
 mod metrics;
 mod next_attempt;
 mod outbox;
 mod overview;
 mod pages;
+mod pool_cards;
 mod pools;
 mod previews;
 mod reconcile;
@@ -83,15 +89,19 @@ pub use details::TurnDetail;
 pub use files::{Artifact, ArtifactRow, Artifacts, Before, TurnFiles, Workspace};
 pub use fleet::Fleet;
 pub use found::{Below, FoundPage, FoundTurn, LOOKED_AT_MAX, TurnFilter};
+pub use found_sessions::{FoundSession, SessionKept, SessionPage, SessionsWanted};
+pub use held::{AfterParked, HeldFilter, HeldSlot, Orphan, ParkedSandbox};
 pub use jobs::{Claimed, PoolHooks, Taken};
 pub use journals::Journal;
+pub use kills::SandboxPlace;
 pub use listen::{Heard, Wake};
 pub use metrics::{Failure, Minute, Sample, Tries};
 pub use next_attempt::NextAttempt;
 pub use outbox::{Due, FailedTry, Room};
 pub use overview::{COUNTED_MAX, QueueRow, QueueTotals};
 pub use pages::{PageLimits, Place, StreamBlock, Trouble, TurnPage, TurnState};
-pub use pools::{Hold, Pool, PoolChange};
+pub use pool_cards::PoolCard;
+pub use pools::{Hold, Pool, PoolAnswer, PoolChange};
 pub use previews::{PreviewPiece, PreviewRow, PreviewWrite};
 pub use reconcile::Correction;
 pub use refused::{Refused, Wrong, refused};
@@ -105,7 +115,7 @@ pub use transcripts::{Past, SavedBy};
 pub use turns::{BlockRow, Enqueue, Reading, Receipt, Seam, TurnRow};
 pub use visits::Visit;
 pub use webhooks::{Endpoint, EndpointChange, NewEndpoint};
-pub use workers::{Renewal, WorkerRow};
+pub use workers::{Renewal, WORKERS_MAX, WorkerRow};
 
 /// The migrations of the schema, in `migrations/`.
 pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!();

@@ -1,6 +1,10 @@
 //! Pools: what operators set at run time.
 
+use serde_json::{Map, Value, json};
+
 use super::Store;
+use super::audit::{Act, Actor, note};
+use super::db::Tx;
 
 /// A pool and how full it is.
 #[derive(Debug, Clone)]
@@ -83,6 +87,8 @@ pub struct PoolChange {
     pub finish: Option<Option<String>>,
     /// active or paused.
     pub state: Option<String>,
+    /// Why it is in that state from now on, for people.
+    pub state_reason: Option<String>,
     /// Seconds that a sandbox is kept running for its session's next turn, and then paused; 0 and 0: it is killed.
     pub release: Option<(i32, i32)>,
     /// Seconds that E2B lets a sandbox run without a pause.
@@ -126,70 +132,23 @@ impl Store {
         let mut tx = self.pool.begin().await?;
         let made = sqlx::query!("INSERT INTO turnmill.pools (name) VALUES ($1) ON CONFLICT (name) DO NOTHING", name);
         let made = made.execute(&mut tx).await?.rows_affected() == 1;
-        sqlx::query!(
-            "UPDATE turnmill.pools SET
-               cap = coalesce($2, cap), template = coalesce($3, template), agent = coalesce($4, agent),
-               agent_env = coalesce($5, agent_env), turn_timeout_s = coalesce($6, turn_timeout_s),
-               state_at = CASE WHEN $7 <> state THEN clock_timestamp() ELSE state_at END,
-               state_reason = CASE WHEN $7 IS NULL OR $7 = state THEN state_reason END,
-               state = coalesce($7, state),
-               prepare = CASE WHEN $8 THEN $9 ELSE prepare END,
-               watch = CASE WHEN $10 THEN $11 ELSE watch END,
-               finish = CASE WHEN $12 THEN $13 ELSE finish END,
-               api_version = coalesce($14, api_version),
-               idle_timeout_s = coalesce($15, idle_timeout_s),
-               create_rate = CASE WHEN $16 THEN $17 ELSE create_rate END,
-               create_burst = coalesce($18, create_burst),
-               workdir = CASE WHEN $19::text IS NULL THEN workdir ELSE nullif($19, '') END,
-               warm_s = coalesce($20, warm_s), paused_s = coalesce($21, paused_s),
-               sandbox_max_s = coalesce($22, sandbox_max_s),
-               context_versions = coalesce($23, context_versions), context_days = coalesce($24, context_days)
-             WHERE name = $1",
-            name,
-            change.cap,
-            change.template,
-            change.agent.as_deref(),
-            change.agent_env,
-            change.turn_timeout_s,
-            change.state,
-            change.prepare.is_some(),
-            change.prepare.clone().flatten(),
-            change.watch.is_some(),
-            change.watch.clone().flatten(),
-            change.finish.is_some(),
-            change.finish.clone().flatten(),
-            change.api_version,
-            change.idle_timeout_s,
-            change.create_rate.is_some(),
-            change.create_rate.flatten(),
-            change.create_burst,
-            change.workdir,
-            change.release.map(|(warm, _)| warm),
-            change.release.map(|(_, paused)| paused),
-            change.sandbox_max_s,
-            change.context_versions,
-            change.context_days,
-        )
-        .execute(&mut tx)
-        .await?;
-        sqlx::query!(
-            "UPDATE turnmill.pools SET
-               workspace = coalesce($2, workspace), workspace_max_bytes = coalesce($3, workspace_max_bytes),
-               artifact_max_bytes = coalesce($4, artifact_max_bytes), files_exclude = coalesce($5, files_exclude),
-               previews = coalesce($6, previews), journal_days = coalesce($7, journal_days)
-             WHERE name = $1",
-            name,
-            change.workspace,
-            change.workspace_max_bytes,
-            change.artifact_max_bytes,
-            change.files_exclude.as_deref(),
-            change.previews,
-            change.journal_days,
-        )
-        .execute(&mut tx)
-        .await?;
+        apply(&mut tx, name, change).await?;
         tx.commit().await?;
         Ok(made)
+    }
+
+    /// Changes a pool on somebody's word, if it is in one of these states.
+    pub async fn change_pool_by(
+        &self,
+        actor: &Actor,
+        name: &str,
+        verb: &str,
+        from: &[&str],
+        change: &PoolChange,
+    ) -> sqlx::Result<PoolAnswer> {
+        let mut tx = self.pool.begin().await?;
+        let answer = change_by(&mut tx, actor, name, verb, from, change).await;
+        tx.done(answer).await
     }
 
     /// E2B refuses our credentials: nobody claims from the pool until an operator, or the probe, heals it.
@@ -266,4 +225,114 @@ impl Store {
         .await?;
         Ok(())
     }
+}
+
+/// What came of an operator's change of a pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PoolAnswer {
+    /// It is changed.
+    Changed,
+    /// There is no such pool.
+    Unknown,
+    /// Nothing is changed: it is in this state.
+    Refused(String),
+}
+
+/// What of a pool operators change through the dashboard, as the audit has it.
+async fn settings(tx: &mut Tx, name: &str) -> sqlx::Result<Option<(String, Map<String, Value>)>> {
+    let row = sqlx::query!(
+        "SELECT state, cap, create_rate, create_burst, warm_s, paused_s FROM turnmill.pools WHERE name = $1 FOR NO KEY UPDATE",
+        name
+    )
+    .fetch_optional(tx)
+    .await?;
+    Ok(row.map(|row| {
+        let now = json!({ "state": row.state, "cap": row.cap, "create_rate": row.create_rate, "create_burst": row.create_burst,
+            "warm_s": row.warm_s, "paused_s": row.paused_s });
+        (row.state, now.as_object().cloned().unwrap_or_default())
+    }))
+}
+
+async fn change_by(tx: &mut Tx, actor: &Actor, name: &str, verb: &str, from: &[&str], change: &PoolChange) -> sqlx::Result<PoolAnswer> {
+    let Some((state, before)) = settings(tx, name).await? else { return Ok(PoolAnswer::Unknown) };
+    if !from.contains(&state.as_str()) {
+        return Ok(PoolAnswer::Refused(state));
+    }
+    apply(tx, name, change).await?;
+    let after = settings(tx, name).await?.map(|(_, after)| after).unwrap_or_default();
+    let changed: Map<String, Value> = after
+        .into_iter()
+        .filter(|(key, value)| before.get(key) != Some(value))
+        .map(|(key, to)| (key.clone(), json!([before.get(&key), to])))
+        .collect();
+    note(tx, actor, Act { verb, kind: "pool", subject: name }, Value::Object(changed)).await?;
+    Ok(PoolAnswer::Changed)
+}
+
+/// Its slots follow the cap by a trigger.
+async fn apply(tx: &mut Tx, name: &str, change: &PoolChange) -> sqlx::Result<()> {
+    sqlx::query!(
+        "UPDATE turnmill.pools SET
+           cap = coalesce($2, cap), template = coalesce($3, template), agent = coalesce($4, agent),
+           agent_env = coalesce($5, agent_env), turn_timeout_s = coalesce($6, turn_timeout_s),
+           state_at = CASE WHEN $7 <> state THEN clock_timestamp() ELSE state_at END,
+           state_reason = CASE WHEN $7 IS NULL OR $7 = state THEN state_reason ELSE $25 END,
+           state = coalesce($7, state),
+           prepare = CASE WHEN $8 THEN $9 ELSE prepare END,
+           watch = CASE WHEN $10 THEN $11 ELSE watch END,
+           finish = CASE WHEN $12 THEN $13 ELSE finish END,
+           api_version = coalesce($14, api_version),
+           idle_timeout_s = coalesce($15, idle_timeout_s),
+           create_rate = CASE WHEN $16 THEN $17 ELSE create_rate END,
+           create_burst = coalesce($18, create_burst),
+           workdir = CASE WHEN $19::text IS NULL THEN workdir ELSE nullif($19, '') END,
+           warm_s = coalesce($20, warm_s), paused_s = coalesce($21, paused_s),
+           sandbox_max_s = coalesce($22, sandbox_max_s),
+           context_versions = coalesce($23, context_versions), context_days = coalesce($24, context_days)
+         WHERE name = $1",
+        name,
+        change.cap,
+        change.template,
+        change.agent.as_deref(),
+        change.agent_env,
+        change.turn_timeout_s,
+        change.state,
+        change.prepare.is_some(),
+        change.prepare.clone().flatten(),
+        change.watch.is_some(),
+        change.watch.clone().flatten(),
+        change.finish.is_some(),
+        change.finish.clone().flatten(),
+        change.api_version,
+        change.idle_timeout_s,
+        change.create_rate.is_some(),
+        change.create_rate.flatten(),
+        change.create_burst,
+        change.workdir,
+        change.release.map(|(warm, _)| warm),
+        change.release.map(|(_, paused)| paused),
+        change.sandbox_max_s,
+        change.context_versions,
+        change.context_days,
+        change.state_reason,
+    )
+    .execute(&mut *tx)
+    .await?;
+    sqlx::query!(
+        "UPDATE turnmill.pools SET
+           workspace = coalesce($2, workspace), workspace_max_bytes = coalesce($3, workspace_max_bytes),
+           artifact_max_bytes = coalesce($4, artifact_max_bytes), files_exclude = coalesce($5, files_exclude),
+           previews = coalesce($6, previews), journal_days = coalesce($7, journal_days)
+         WHERE name = $1",
+        name,
+        change.workspace,
+        change.workspace_max_bytes,
+        change.artifact_max_bytes,
+        change.files_exclude.as_deref(),
+        change.previews,
+        change.journal_days,
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
 }

@@ -34,6 +34,11 @@ impl Lease {
         }
     }
 
+    /// The token, if it is held now.
+    pub fn now(&self) -> Option<CancellationToken> {
+        self.era.borrow().clone()
+    }
+
     /// From now on it is held.
     pub fn begin(&self) {
         self.era.send_if_modified(|era| {
@@ -76,6 +81,11 @@ pub(super) async fn keep(worker: Worker, stop: CancellationToken) {
             Ok(Ok(Renewal::Refused)) => {
                 error!(worker.id = %worker.id, "This database is another fleet's now; worker {} ends and touches nothing", worker.id);
                 worker.lease.end();
+                stop.cancel();
+                break;
+            }
+            Ok(Ok(Renewal::Drain)) => {
+                info!(worker.id = %worker.id, "Somebody wants worker {} to end: it drains as at SIGTERM", worker.id);
                 stop.cancel();
                 break;
             }

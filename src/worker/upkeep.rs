@@ -70,6 +70,7 @@ pub(super) async fn tidy(worker: Worker, stop: CancellationToken) {
             if let Err(error) = worker.store.tidy().await {
                 warn!(%error, "The queue could not be tidied whole");
             }
+            kill_asked(&worker).await;
             match worker.store.due_releases(RELEASES_MAX, RELEASE_HOLD).await {
                 Ok(due) => {
                     let (pauses, kills): (Vec<_>, Vec<_>) = due.into_iter().partition(|slot| slot.pause);
@@ -151,6 +152,28 @@ async fn freed(worker: &Worker, slot: &Releasing, parked: bool) {
         Ok(Ok(())) => worker.wake.notify_one(),
         Ok(Err(_)) => debug!(slot.id = slot.slot_id, "Slot {} is released by another worker", slot.slot_id),
         Err(error) => warn!(slot.id = slot.slot_id, %error, "Slot {} could not be freed yet", slot.slot_id),
+    }
+}
+
+/// Kills sandboxes that somebody wants gone. Only under the lease, which is bound to the fleet's id as the sandboxes are. A
+/// turn that runs in one finds out by itself, as with any that vanishes.
+async fn kill_asked(worker: &Worker) {
+    let Some(era) = worker.lease.now() else { return };
+    let kill_all = async {
+        let asked = worker.store.due_kills(RELEASES_MAX, RELEASE_HOLD).await?;
+        futures::future::join_all(asked.iter().map(async |id| {
+            if kill(worker, id).await {
+                info!(sandbox.id = %id, "Sandbox {id} is killed, as somebody asked");
+                worker.store.killed(id).await?;
+            }
+            Ok::<(), sqlx::Error>(())
+        }))
+        .await
+        .into_iter()
+        .collect::<Result<Vec<()>, _>>()
+    };
+    if let Some(Err(error)) = era.run_until_cancelled(kill_all).await {
+        debug!(%error, "Could not kill the sandboxes that somebody wants gone");
     }
 }
 

@@ -4,6 +4,7 @@
 mod harness;
 mod receiver;
 mod site;
+mod visitor;
 
 mod agents;
 mod attachments;
@@ -26,6 +27,10 @@ mod lost_answers;
 mod masking;
 mod memory;
 mod ops;
+mod ops_acts;
+mod ops_kills;
+mod ops_lists;
+mod ops_transcript;
 mod outages;
 mod previews;
 mod properties;

@@ -1,6 +1,6 @@
 //! The dashboard over HTTP: who gets in, who may act, what the pages say. What it is like in a browser is tests/browser's.
 
-use reqwest::{Response, StatusCode, redirect};
+use reqwest::StatusCode;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use sqlx::PgPool;
@@ -9,94 +9,7 @@ use turnmill::turn::Ending;
 
 use crate::harness::{Fleet, until};
 use crate::site::{Hand, Site};
-
-/// A browser without scripts.
-struct Visitor<'a> {
-    site: &'a Site,
-    client: reqwest::Client,
-    cookie: String,
-}
-
-impl<'a> Visitor<'a> {
-    fn at(site: &'a Site) -> Self {
-        let client = reqwest::Client::builder().redirect(redirect::Policy::none()).build().unwrap();
-        Self { site, client, cookie: String::new() }
-    }
-
-    /// Somebody who is in, with these scopes.
-    async fn with(site: &'a Site, scopes: &[&str]) -> Self {
-        let token = site.token(scopes, Bounds::default()).await;
-        let mut visitor = Self::at(site);
-        let entered = visitor.enter(&token).await;
-        assert_eq!(entered.status(), 303, "{}", entered.text().await.unwrap());
-        visitor
-    }
-
-    async fn operator(site: &'a Site) -> Self {
-        Self::with(site, &["ops:read", "ops:act"]).await
-    }
-
-    async fn enter(&mut self, token: &str) -> Response {
-        let response = self.post("/ops/enter", &[("token", token)]).await;
-        if let Some(cookie) = response.headers().get("set-cookie") {
-            let text = cookie.to_str().unwrap();
-            assert!(text.contains("HttpOnly") && text.contains("SameSite=Strict") && text.contains("Path=/ops"), "{text}");
-            text.split(';').next().unwrap().clone_into(&mut self.cookie);
-        }
-        response
-    }
-
-    async fn get(&self, path: &str) -> Response {
-        self.client.get(format!("{}{path}", self.site.url)).header("cookie", &self.cookie).send().await.unwrap()
-    }
-
-    async fn post(&self, path: &str, form: &[(&str, &str)]) -> Response {
-        self.post_from(path, form, Some(&self.site.url)).await
-    }
-
-    async fn post_from(&self, path: &str, form: &[(&str, &str)], origin: Option<&str>) -> Response {
-        let mut request = self.client.post(format!("{}{path}", self.site.url)).header("cookie", &self.cookie);
-        if let Some(origin) = origin {
-            request = request.header("origin", origin);
-        }
-        let body = serde_urlencoded::to_string(form).unwrap();
-        request.header("content-type", "application/x-www-form-urlencoded").body(body).send().await.unwrap()
-    }
-
-    /// A page that is there.
-    async fn page(&self, path: &str) -> String {
-        let response = self.get(path).await;
-        let (status, policy) = (response.status(), response.headers().get("content-security-policy").cloned());
-        let text = response.text().await.unwrap();
-        assert_eq!(status, 200, "{path}: {text}");
-        let policy = policy.expect("every page has a policy");
-        let policy = policy.to_str().unwrap();
-        assert!(policy.starts_with("default-src 'none'") && !policy.contains("unsafe"), "{policy}");
-        for inline in ["<script>", " style=\"", " onclick=", "javascript:"] {
-            assert!(!text.contains(inline), "{path} has {inline}");
-        }
-        text
-    }
-
-    /// What forms of this visit have in them.
-    async fn form_token(&self, path: &str) -> String {
-        let page = self.page(path).await;
-        let at = page.find("name=\"form_token\" value=\"").expect("there is a form") + 25;
-        page[at..].split('"').next().unwrap().to_owned()
-    }
-
-    /// Does something as its form does it.
-    async fn act(&self, path: &str, form: &[(&str, &str)]) -> Response {
-        let token = self.form_token(path).await;
-        let all: Vec<(&str, &str)> = form.iter().copied().chain([("form_token", token.as_str())]).collect();
-        self.post(path.split('?').next().unwrap(), &all).await
-    }
-}
-
-async fn audit(fleet: &Fleet) -> Vec<(String, String, String, String)> {
-    let rows = fleet.store.audit(None, None, 100).await.unwrap();
-    rows.into_iter().map(|row| (row.act, row.subject, row.actor, row.reason)).collect()
-}
+use crate::visitor::{Visitor, audit};
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
 async fn only_who_has_shown_a_token_with_the_scope_gets_in_and_revoking_it_ends_the_visit(pool: PgPool) {
@@ -178,18 +91,6 @@ async fn a_deed_needs_the_scope_a_reason_and_a_form_of_this_very_server_and_is_i
     for statement in ["UPDATE turnmill.audit SET reason = 'x'", "DELETE FROM turnmill.audit"] {
         assert!(site.fleet.refused(statement).await.starts_with("TM409 the audit is only ever added to"));
     }
-}
-
-#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
-async fn an_act_that_is_refused_leaves_no_entry(pool: PgPool) {
-    let site = Site::start(pool).await;
-    let turn = site.say("s1", "hi").await;
-    let operator = Visitor::operator(&site).await;
-    let token = operator.form_token(&format!("/ops/turns/{turn}/cancel")).await;
-    let form = [("form_token", token.as_str()), ("reason", "why not")];
-    assert_eq!(operator.post(&format!("/ops/turns/{turn}/retry"), &form).await.status(), 409, "it has not ended");
-    assert_eq!(operator.post("/ops/turns/nope/cancel", &form).await.status(), 404);
-    assert!(audit(&site.fleet).await.is_empty());
 }
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
@@ -331,25 +232,6 @@ async fn a_turn_s_page_says_who_had_it_and_what_a_take_over_cost(pool: PgPool) {
     assert_eq!(operator.get("/ops/turns/nope").await.status(), 404);
     assert_eq!(operator.get("/ops/nope").await.status(), 404);
     assert_eq!(site.get("/nope").await.problem(), "not_found", "elsewhere it is a problem for programs");
-}
-
-#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
-async fn a_transcript_goes_on_as_soon_as_there_is_more(pool: PgPool) {
-    let site = Site::start(pool).await;
-    let turn = site.say("s1", "hi").await;
-    let worker = site.fleet.worker("w").await;
-    let mut hand = Hand::of(&site.fleet, &worker).await;
-    hand.write(&["one"]).await;
-    let operator = Visitor::operator(&site).await;
-    assert!(operator.page(&format!("/ops/turns/{turn}/said?after=-1")).await.contains("id=\"b-0\""));
-    let path = format!("/ops/turns/{turn}/said?after=0");
-    let (next, ()) = tokio::join!(operator.page(&path), async {
-        hand.write(&["two"]).await;
-    });
-    assert!(next.contains("id=\"b-1\"") && !next.contains("id=\"b-0\"") && next.contains("data-closed=\"false\""), "{next}");
-    let path = format!("/ops/turns/{turn}/said?after=1");
-    let (end, ()) = tokio::join!(operator.page(&path), hand.end(Ending::Completed));
-    assert!(end.contains("data-closed=\"true\""), "{end}");
 }
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]

@@ -11,12 +11,12 @@ use crate::end_to_end::mock;
 use crate::harness::{Fleet, LocalE2b, Running, RunningWorker, config, until, use_mock};
 
 /// A sandbox that somebody has made under these labels.
-async fn stray(e2b: &LocalE2b, nonce: &str, fleet: &str) -> String {
+pub async fn stray(e2b: &LocalE2b, nonce: &str, fleet: &str) -> String {
     let request = json!({ "templateID": "x", "timeout": 600, "metadata": { "turnmill_fleet": fleet, "turnmill_nonce": nonce, "turnmill_pool": "default" } });
     e2b.client().create(ApiVersion::V2, nonce, &request, Duration::from_secs(10)).await.unwrap().id
 }
 
-async fn lives(e2b: &LocalE2b, id: &str) -> bool {
+pub async fn lives(e2b: &LocalE2b, id: &str) -> bool {
     e2b.client().get(id).await.unwrap().is_some()
 }
 

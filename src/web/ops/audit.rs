@@ -24,7 +24,13 @@ struct AuditPage {
 
 impl AuditPage {
     fn href(row: &AuditRow) -> String {
-        if row.kind == "turn" { format!("/ops/turns/{}", look::encoded(&row.subject)) } else { String::new() }
+        let subject = look::encoded(&row.subject);
+        match row.kind.as_str() {
+            "turn" => format!("/ops/turns/{subject}"),
+            "pool" => format!("/ops/pools/{subject}"),
+            "worker" => format!("/ops/sandboxes?worker={subject}"),
+            _ => String::new(),
+        }
     }
 }
 

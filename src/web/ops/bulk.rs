@@ -108,6 +108,7 @@ pub async fn ask(viewer: Viewer, State(app): State<App>, Query(pairs): Query<Vec
         nothing: fit.is_empty(),
         sql: (!fit.is_empty()).then(|| format!("SELECT id, turnmill.{call} FROM unnest(ARRAY[{literals}]) AS id;")),
         curl: None,
+        shell: None,
         back: format!("/ops/turns?{}", wanted.query()),
     }
     .show())

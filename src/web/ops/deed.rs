@@ -68,11 +68,36 @@ pub struct Ask {
     pub sql: Option<String>,
     /// The same with curl.
     pub curl: Option<String>,
+    /// The same as a command.
+    pub shell: Option<String>,
     /// Where to go instead.
     pub back: String,
 }
 
 impl Ask {
+    /// Around what is yet to be said.
+    pub fn of(viewer: &Viewer, here: &'static str, to: impl Into<String>, back: impl Into<String>) -> Self {
+        Self {
+            frame: Frame::of(viewer, here, "Confirm"),
+            part: viewer.part,
+            title: String::new(),
+            about: String::new(),
+            to: to.into(),
+            fields: Vec::new(),
+            button: String::new(),
+            harmful: false,
+            nothing: false,
+            sql: None,
+            curl: None,
+            shell: None,
+            back: back.into(),
+        }
+    }
+
+    fn by_hand(&self) -> bool {
+        self.sql.is_some() || self.curl.is_some() || self.shell.is_some()
+    }
+
     /// As a page, or as a part for a dialog.
     pub fn show(&self) -> Response {
         if self.part { page_of(&AskPart { ask: self }) } else { page_of(&AskPage { frame: &self.frame, ask: self }) }

@@ -54,21 +54,42 @@ pub struct Viewer {
     pub may_act: bool,
     /// What forms of this visit have in them, and no other site knows.
     pub form_token: String,
-    /// light, dark, or empty: as their system says.
-    pub theme: &'static str,
+    /// How they want pages to look.
+    pub looks: Looks,
     /// htmx asks for a part of a page.
     pub part: bool,
+}
+
+/// How somebody wants pages to look, as cookies of theirs say: so that no page changes its looks after it is there.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Looks {
+    /// light, dark, or empty: as their system says.
+    pub theme: &'static str,
+    /// compact, or empty: comfortable.
+    pub density: &'static str,
+}
+
+impl Looks {
+    /// What a request says.
+    fn of(headers: &HeaderMap) -> Self {
+        let theme = match cookie(headers, "turnmill_theme") {
+            Some("light") => "light",
+            Some("dark") => "dark",
+            _ => "",
+        };
+        Self { theme, density: if cookie(headers, "turnmill_density") == Some("compact") { "compact" } else { "" } }
+    }
 }
 
 impl FromRequestParts<App> for Viewer {
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Response> {
-        let theme = theme(&parts.headers);
+        let looks = Looks::of(&parts.headers);
         let part = parts.headers.contains_key("hx-request");
         if app.open {
             let form_token = form_token(&app.desk.secret);
-            return Ok(Self { name: "dev".to_owned(), token_id: None, may_act: true, form_token, theme, part });
+            return Ok(Self { name: "dev".to_owned(), token_id: None, may_act: true, form_token, looks, part });
         }
         let Some(cookie) = cookie(&parts.headers, COOKIE) else { return Err(to_the_door(parts, part)) };
         let visit = app.store.visit(&hash(cookie)).await.map_err(|error| Fault::from(error).into_response())?;
@@ -80,7 +101,7 @@ impl FromRequestParts<App> for Viewer {
             token_id: Some(visit.token_id),
             may_act: visit.scopes.iter().any(|scope| scope == OpsAct::NAME),
             form_token: form_token(cookie.as_bytes()),
-            theme,
+            looks,
             part,
         })
     }
@@ -109,14 +130,6 @@ pub fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     all.flat_map(|value| value.split(';')).find_map(|pair| pair.trim().strip_prefix(name)?.strip_prefix('='))
 }
 
-fn theme(headers: &HeaderMap) -> &'static str {
-    match cookie(headers, "turnmill_theme") {
-        Some("light") => "light",
-        Some("dark") => "dark",
-        _ => "",
-    }
-}
-
 /// Where to go from the door.
 #[derive(Debug, Deserialize)]
 pub struct Door {
@@ -143,7 +156,7 @@ pub async fn ask(State(app): State<App>, headers: HeaderMap, Query(door): Query<
     if app.open {
         return Redirect::to("/ops").into_response();
     }
-    let frame = Frame::outside("Enter", theme(&headers));
+    let frame = Frame::outside("Enter", Looks::of(&headers));
     page_of(&EnterPage { frame, next: within(door.next.as_deref()), wrong: None })
 }
 
@@ -162,7 +175,7 @@ pub async fn enter(State(app): State<App>, request: Request) -> Result<Response,
     let shown: Shown = deed::form(request, &app).await?;
     let next = within(shown.next.as_deref());
     let refused = |wrong: String| {
-        let mut page = page_of(&EnterPage { frame: Frame::outside("Enter", theme(&headers)), next, wrong: Some(wrong) });
+        let mut page = page_of(&EnterPage { frame: Frame::outside("Enter", Looks::of(&headers)), next, wrong: Some(wrong) });
         *page.status_mut() = StatusCode::FORBIDDEN;
         Ok(page)
     };

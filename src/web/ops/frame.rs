@@ -7,7 +7,7 @@ use axum::response::{Html, IntoResponse, Response};
 use super::super::problem::Problem;
 use super::super::respond::Written;
 use super::assets::url;
-use super::enter::Viewer;
+use super::enter::{Looks, Viewer};
 
 /// Nothing from elsewhere, nothing inline, no frames: whatever gets into a page, it can't run.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; \
@@ -26,8 +26,8 @@ pub struct Frame {
     pub may_leave: bool,
     /// Goes into every form.
     pub form_token: String,
-    /// light, dark, or empty.
-    pub theme: &'static str,
+    /// How it looks.
+    pub looks: Looks,
 }
 
 impl Frame {
@@ -39,13 +39,13 @@ impl Frame {
             who: viewer.name.clone(),
             may_leave: viewer.token_id.is_some(),
             form_token: viewer.form_token.clone(),
-            theme: viewer.theme,
+            looks: viewer.looks,
         }
     }
 
     /// Around a page for anybody.
-    pub fn outside(title: &str, theme: &'static str) -> Self {
-        Self { title: title.to_owned(), here: "", who: String::new(), may_leave: false, form_token: String::new(), theme }
+    pub fn outside(title: &str, looks: Looks) -> Self {
+        Self { title: title.to_owned(), here: "", who: String::new(), may_leave: false, form_token: String::new(), looks }
     }
 }
 
@@ -92,7 +92,7 @@ struct FaultPage<'a> {
 
 impl IntoResponse for Fault {
     fn into_response(self) -> Response {
-        let page = FaultPage { frame: Frame::outside(self.0.title, ""), problem: &self.0 };
+        let page = FaultPage { frame: Frame::outside(self.0.title, Looks::default()), problem: &self.0 };
         let text = page.render().unwrap_or_else(|_| self.0.detail.clone());
         let mut response = with_policy(Html(text).into_response());
         *response.status_mut() = StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);

@@ -5,7 +5,7 @@
 
 use std::any::Any;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -49,6 +49,11 @@ impl<T> Part<T> {
 }
 
 impl Desk {
+    /// What is known of a part is no longer true: somebody has just changed it.
+    pub fn forget(&self, name: &'static str) {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+
     /// The answer to a question that was asked less than `fresh` ago, or a new one; if there is none, the last one.
     pub async fn part<T: Any + Send + Sync, F: Future<Output = sqlx::Result<T>>>(
         &self,
@@ -56,10 +61,7 @@ impl Desk {
         fresh: Duration,
         ask: impl FnOnce() -> F,
     ) -> Part<T> {
-        let kept = match self.kept.lock() {
-            Ok(mut all) => all.entry(name).or_default().clone(),
-            Err(poisoned) => poisoned.into_inner().entry(name).or_default().clone(),
-        };
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner).entry(name).or_default().clone();
         let mut last = kept.0.lock().await;
         let known = |last: &Last| last.as_ref().and_then(|(at, value)| Some((at.elapsed(), value.clone().downcast::<T>().ok()?)));
         if let Some((age, value)) = known(&last)

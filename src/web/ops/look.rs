@@ -82,13 +82,22 @@ pub fn slot(state: &str, phase: Option<&str>, wrong: bool) -> Mark {
     }
 }
 
+/// Of a session: whether one of its turns is not over, how far that is, why it waits.
+pub fn session(busy: bool, phase: Option<&str>, reason: Option<&str>) -> Mark {
+    match (busy, phase) {
+        (true, Some(_)) => status("in_progress", None, phase),
+        (true, None) => status("pending", reason.or(Some("")), None),
+        (false, _) => mark("s-pending", "○", "idle"),
+    }
+}
+
 /// Of a worker.
 pub fn worker(state: &str, alive: bool) -> Mark {
     match (state, alive) {
         ("active", true) => mark("s-completed", "●", "active"),
         ("draining", true) => mark("s-waiting", "◐", "draining"),
         ("gone", _) => mark("s-cancelled", "○", "gone"),
-        _ => mark("s-failed", "✕", "lease lost"),
+        _ => mark("s-failed", "✕", "lost"),
     }
 }
 
@@ -172,6 +181,18 @@ pub fn money(dollars: impl As<f64>) -> String {
 /// The same, of what may not be known.
 pub fn maybe_money(dollars: impl As<Option<f64>>) -> String {
     dollars.get().map_or("–".to_owned(), money)
+}
+
+/// An amount of data, as short as it can be understood.
+pub fn bytes(amount: impl As<i64>) -> String {
+    #[expect(clippy::cast_precision_loss, reason = "it is rounded anyway")]
+    let amount = amount.get() as f64;
+    match amount {
+        _ if amount < 1000.0 => format!("{amount} B"),
+        _ if amount < 999_500.0 => format!("{:.1} kB", amount / 1e3),
+        _ if amount < 999_500_000.0 => format!("{:.1} MB", amount / 1e6),
+        _ => format!("{:.1} GB", amount / 1e9),
+    }
 }
 
 /// A whole number, in threes.

@@ -9,7 +9,9 @@
 //! | `look` | ages, amounts, states: one way to show each |
 //! | `glance` | what the database says, kept for a moment, and the last that it said when it is late |
 //! | `assets` | scripts and styles, in the binary |
-//! | `now`, `turns`, `turn`, `audit` | a page each |
+//! | `now`, `turns`, `turn`, `sessions`, `sandboxes`, `workers`, `pools`, `audit` | a page each, some with one for each thing |
+//! | `pool_set` | what is set of a pool |
+//! | `lists` | what lists have in common |
 //! | `bulk` | cancel and retry of many turns |
 //! | `tiles` | the numbers of *Now* |
 //! | `lanes`, `said`, `markdown`, `export` | a turn's time axis, its transcript, and both as one file |
@@ -34,13 +36,19 @@ mod export;
 mod frame;
 mod glance;
 mod lanes;
+mod lists;
 mod look;
 mod markdown;
 mod now;
+mod pool_set;
+mod pools;
 mod said;
+mod sandboxes;
+mod sessions;
 mod tiles;
 mod turn;
 mod turns;
+mod workers;
 
 use axum::Router;
 use axum::response::Redirect;
@@ -51,7 +59,15 @@ pub use enter::{OpsAct, OpsRead};
 pub use glance::Desk;
 
 /// The pages of the bar on top: path, name, key to press after `g`.
-pub const PAGES: [(&str, &str, char); 3] = [("/ops", "Now", 'n'), ("/ops/turns", "Turns", 't'), ("/ops/audit", "Audit", 'a')];
+pub const PAGES: &[(&str, &str, char)] = &[
+    ("/ops", "Now", 'n'),
+    ("/ops/turns", "Turns", 't'),
+    ("/ops/sessions", "Sessions", 's'),
+    ("/ops/sandboxes", "Sandboxes", 'b'),
+    ("/ops/workers", "Workers", 'w'),
+    ("/ops/pools", "Pools", 'p'),
+    ("/ops/audit", "Audit", 'a'),
+];
 
 /// Every route of the dashboard. None is in the API's document: they are for people.
 pub fn routes() -> Router<App> {
@@ -71,6 +87,22 @@ pub fn routes() -> Router<App> {
         .route("/ops/turns/{turn_id}/export", get(export::file))
         .route("/ops/turns/{turn_id}/cancel", get(turn::ask_cancel).post(turn::cancel))
         .route("/ops/turns/{turn_id}/retry", get(turn::ask_retry).post(turn::retry))
+        .route("/ops/sessions", get(sessions::page))
+        .route("/ops/session-list", get(sessions::list))
+        .route("/ops/sessions/{session_id}", get(sessions::one))
+        .route("/ops/sessions/{session_id}/live", get(sessions::live))
+        .route("/ops/sandboxes", get(sandboxes::page))
+        .route("/ops/sandbox-list", get(sandboxes::live))
+        .route("/ops/sandboxes/{sandbox_id}/kill", get(sandboxes::ask_kill).post(sandboxes::kill))
+        .route("/ops/workers", get(workers::page))
+        .route("/ops/worker-list", get(workers::live))
+        .route("/ops/workers/{worker_id}/drain", get(workers::ask_drain).post(workers::drain))
+        .route("/ops/pools", get(pools::page))
+        .route("/ops/pool-list", get(pools::live))
+        .route("/ops/pools/{pool}", get(pools::one))
+        .route("/ops/pools/{pool}/live", get(pools::one_live))
+        .route("/ops/pools/{pool}/set", get(pool_set::ask).post(pool_set::set))
+        .route("/ops/pools/{pool}/{act}", get(pools::ask).post(pools::act))
         .route("/ops/audit", get(audit::page))
         .route("/ops/enter", get(enter::ask).post(enter::enter))
         .route("/ops/leave", post(enter::leave))

@@ -137,20 +137,8 @@ pub async fn live(viewer: Viewer, State(app): State<App>, Id(id): Id) -> Result<
 
 fn ask(viewer: &Viewer, id: &str, act: &str) -> Ask {
     let path = look::encoded(id);
-    Ask {
-        frame: Frame::of(viewer, "/ops/turns", "Confirm"),
-        part: viewer.part,
-        title: String::new(),
-        about: String::new(),
-        to: format!("/ops/turns/{path}/{act}"),
-        fields: Vec::new(),
-        button: String::new(),
-        harmful: false,
-        nothing: false,
-        sql: None,
-        curl: Some(format!("curl -X POST -H \"Authorization: Bearer $TOKEN\" \"$TURNMILL/v1/turns/{path}/{act}\"")),
-        back: format!("/ops/turns/{path}"),
-    }
+    let curl = Some(format!("curl -X POST -H \"Authorization: Bearer $TOKEN\" \"$TURNMILL/v1/turns/{path}/{act}\""));
+    Ask { curl, ..Ask::of(viewer, "/ops/turns", format!("/ops/turns/{path}/{act}"), format!("/ops/turns/{path}")) }
 }
 
 /// Asks whether to cancel.

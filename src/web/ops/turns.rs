@@ -1,8 +1,6 @@
 //! *Turns*: found by what is known of them, page by page; those that are shown are patched in place, and what is new is
 //! counted, not pushed in between.
 
-use std::fmt::Write as _;
-
 use askama::Template;
 use axum::extract::{Query, State};
 use axum::response::Response;
@@ -10,21 +8,15 @@ use chrono::{DateTime, Utc};
 use serde::Deserialize;
 
 use super::super::App;
-use super::super::position::{cursor, read_cursor};
 use super::super::problem::Problem;
 use super::enter::Viewer;
 use super::frame::{Fault, Frame, page_of, part_of};
+use super::lists::{self, BETWEEN, IDS_MAX_BYTES, some};
 use super::look::{self, Mark};
 use crate::store::{FoundPage, FoundTurn, LOOKED_AT_MAX, TurnFilter};
 
 /// Turns of a page.
 const PAGE: i64 = 50;
-
-/// Between ids in a query; no id of ours has it.
-const BETWEEN: char = '\u{1f}';
-
-/// Longest query of ours: a page of very long ids does without refreshing.
-const IDS_MAX_BYTES: usize = 6000;
 
 /// What every list of pages is under, so that no other list's cursor is taken for one.
 const LIST: &str = "ops-turns";
@@ -63,11 +55,7 @@ pub struct Wanted {
 impl Wanted {
     /// As the store takes it.
     pub fn filter(&self) -> Result<TurnFilter, Problem> {
-        let some = |text: &str| Some(text.trim()).filter(|text| !text.is_empty()).map(str::to_owned);
-        let all = [&self.status, &self.reason, &self.error, &self.pool, &self.tenant, &self.session, &self.q];
-        if all.iter().any(|text| text.contains('\0') || text.len() > 1024) {
-            return Err(Problem::new("invalid_request", "A filter has at most 1024 bytes, and no NUL."));
-        }
+        lists::checked(&[&self.status, &self.reason, &self.error, &self.pool, &self.tenant, &self.session, &self.q])?;
         Ok(TurnFilter {
             status: some(&self.status),
             reason: some(&self.reason),
@@ -82,7 +70,7 @@ impl Wanted {
 
     /// The filter as a query again, without where the page begins.
     pub fn query(&self) -> String {
-        let pairs = [
+        lists::query_of(&[
             ("status", &self.status),
             ("reason", &self.reason),
             ("error", &self.error),
@@ -90,28 +78,8 @@ impl Wanted {
             ("tenant", &self.tenant),
             ("session", &self.session),
             ("q", &self.q),
-        ];
-        let mut query = String::new();
-        for (name, value) in pairs.iter().filter(|(_, value)| !value.trim().is_empty()) {
-            let _ = write!(query, "{}{name}={}", if query.is_empty() { "" } else { "&" }, look::encoded(value.trim()));
-        }
-        query
+        ])
     }
-
-    fn below(&self) -> Result<crate::store::Below, Problem> {
-        if self.below.is_empty() {
-            return Ok(None);
-        }
-        let parts = read_cursor(&self.below, &[LIST], 2)?;
-        let bad = || Problem::new("invalid_cursor", "The cursor is none of this list's.");
-        let [at, id] = <[String; 2]>::try_from(parts).map_err(|_| bad())?;
-        let at = at.parse().ok().and_then(DateTime::<Utc>::from_timestamp_micros).ok_or_else(bad)?;
-        Ok(Some((at, id)))
-    }
-}
-
-fn cursor_of(at: DateTime<Utc>, id: &str) -> String {
-    cursor(&[LIST, &at.timestamp_micros().to_string(), id])
 }
 
 /// A turn in the list.
@@ -125,7 +93,8 @@ pub struct Row {
 }
 
 impl Row {
-    fn of(turn: &FoundTurn) -> Self {
+    /// Of a turn.
+    pub fn of(turn: &FoundTurn) -> Self {
         let mark = look::status(&turn.status, turn.wait_reason.as_deref(), turn.phase.as_deref());
         Self { mark, href: format!("/ops/turns/{}", look::encoded(&turn.id)), turn: turn.clone() }
     }
@@ -134,7 +103,8 @@ impl Row {
         self.turn.tenant_id.as_deref().unwrap_or_default()
     }
 
-    fn error(&self) -> &str {
+    /// Its error's code, if it has one.
+    pub fn error(&self) -> &str {
         self.turn.error_code.as_deref().unwrap_or_default()
     }
 }
@@ -157,7 +127,7 @@ impl List {
     async fn of(app: &super::super::App, viewer: &Viewer, wanted: &Wanted) -> Result<Self, Fault> {
         let filter = wanted.filter()?;
         let (page, newer) = if wanted.ids.is_empty() {
-            (app.store.find_turns(&filter, &wanted.below()?, PAGE).await?, 0)
+            (app.store.find_turns(&filter, &lists::read_place(LIST, &wanted.below)?, PAGE).await?, 0)
         } else {
             Self::again(app, wanted, &filter).await?
         };
@@ -174,7 +144,7 @@ impl List {
         Ok(Self {
             rows,
             newer,
-            next: page.next.as_ref().map(|(at, id)| cursor_of(*at, id)).unwrap_or_default(),
+            next: page.next.as_ref().map(|(at, id)| lists::place(LIST, *at, id)).unwrap_or_default(),
             gave_up: page.gave_up,
             first_page: wanted.below.is_empty(),
             again: if wanted.ids.is_empty() || ids.len() <= IDS_MAX_BYTES { again } else { String::new() },
@@ -199,7 +169,7 @@ impl List {
     }
 
     fn newer_words(&self) -> String {
-        if self.newer >= 100 { "100+ new".to_owned() } else { format!("{} new", self.newer) }
+        lists::newer_words(self.newer)
     }
 
     fn looked_at() -> String {

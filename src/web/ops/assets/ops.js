@@ -140,8 +140,11 @@ document.addEventListener("click", async (event) => {
   }
   if (event.metaKey || event.ctrlKey || event.shiftKey) return;
   event.preventDefault();
-  const answer = await fetch(link.href, { headers: { "HX-Request": "true" } });
-  if (answer.headers.get("HX-Redirect") || !answer.ok) { location.assign(link.href); return; }
+  link.setAttribute("aria-busy", "true");
+  const answer = await fetch(link.href, { headers: { "HX-Request": "true" } }).catch(() => null);
+  link.removeAttribute("aria-busy");
+  // Whatever is wrong, the page itself says it better.
+  if (!answer || answer.headers.get("HX-Redirect") || !answer.ok) { location.assign(link.href); return; }
   dialog.innerHTML = await answer.text();
   dialog.showModal();
 });
@@ -164,6 +167,7 @@ document.addEventListener("keydown", (event) => {
     "?": () => byId("keys").showModal(),
     "/": () => document.querySelector("[data-search]")?.focus(),
     p: () => { const picker = byId("pace"); picker.value = picker.value === "0" ? "2" : "0"; picker.dispatchEvent(new Event("change")); },
+    d: setDensity,
     j: () => row(1), k: () => row(-1),
     x: () => { const box = document.activeElement.closest("tr")?.querySelector("input[name=pick]"); if (box) { box.click(); } },
     ArrowRight: () => cell(1, 0), ArrowLeft: () => cell(-1, 0), ArrowDown: () => cell(0, 1), ArrowUp: () => cell(0, -1),
@@ -383,6 +387,13 @@ function setTheme() {
   redraw();
 }
 
+function setDensity() {
+  const root = document.documentElement, compact = root.dataset.density !== "compact";
+  if (compact) root.dataset.density = "compact"; else delete root.dataset.density;
+  byId("density").setAttribute("aria-pressed", compact);
+  document.cookie = `turnmill_density=${compact ? "compact" : "comfortable"}; path=/ops; max-age=31536000; samesite=strict`;
+}
+
 function begin() {
   const picker = byId("pace"), how = byId("times");
   if (picker) {
@@ -391,6 +402,7 @@ function begin() {
     picker.addEventListener("change", () => { pace.seconds = Number(picker.value); kept.set("pace", picker.value); pace.good = Date.now(); tick(); });
     how.value = kept.get("times", "ago");
     how.addEventListener("change", () => { kept.set("times", how.value); dress(document); });
+    byId("density").addEventListener("click", setDensity);
     byId("theme").addEventListener("click", setTheme);
     byId("help").addEventListener("click", () => byId("keys").showModal());
   }
