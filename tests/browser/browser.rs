@@ -4,7 +4,7 @@
 
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::http::Method;
 use fantoccini::wd::{Capabilities, WebDriverCompatibleCommand};
@@ -110,12 +110,17 @@ impl Browser {
              watch.observe(document, {{ subtree: true, childList: true, attributes: true, characterData: true }});
              look();"
         );
-        match self.client.execute_async(&script, Vec::new()).await {
-            Ok(found) => found,
-            Err(error) => {
-                self.screenshot("in-vain").await;
-                let shown = self.client.execute("return document.body.innerText", Vec::new()).await.unwrap_or_default();
-                panic!("waited in vain: {expression}\n{error}\n{}", shown.as_str().unwrap_or_default());
+        let since = Instant::now();
+        loop {
+            match self.client.execute_async(&script, Vec::new()).await {
+                Ok(found) => return found,
+                // The page has gone with the script that looked at it: it is looked for in the next one.
+                Err(_) if since.elapsed() < PATIENCE => {}
+                Err(error) => {
+                    self.screenshot("in-vain").await;
+                    let shown = self.client.execute("return document.body.innerText", Vec::new()).await.unwrap_or_default();
+                    panic!("waited in vain: {expression}\n{error}\n{}", shown.as_str().unwrap_or_default());
+                }
             }
         }
     }
@@ -140,6 +145,17 @@ impl Browser {
     pub async fn prefer(&self, scheme: &str) {
         let features = json!([{ "name": "prefers-color-scheme", "value": scheme }]);
         self.devtools("Emulation.setEmulatedMedia", json!({ "features": features })).await;
+    }
+
+    /// What the page is looked at with, exactly: a window has a least width.
+    pub async fn size(&self, width: u32, height: u32) {
+        let metrics = json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": false });
+        self.devtools("Emulation.setDeviceMetricsOverride", metrics).await;
+    }
+
+    /// For pictures.
+    pub async fn hide_scrollbars(&self) {
+        self.devtools("Emulation.setScrollbarsHidden", json!({ "hidden": true })).await;
     }
 
     /// What was asked for, anywhere, since the last time that this was called; without what the page's policy has stopped.

@@ -10,6 +10,8 @@ mod harness;
 mod hostile;
 mod keys;
 mod ops;
+mod ops_acts;
+mod pictures;
 #[path = "../it/site.rs"]
 mod site;
 mod talk;

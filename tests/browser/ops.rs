@@ -4,37 +4,38 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use sqlx::PgPool;
+use turnmill::store::{HeldFilter, PoolChange};
 
 use crate::browser::{Browser, ENTER};
 use crate::harness::Running;
 use crate::site::Site;
 
 /// A fleet and somebody who looks at it.
-struct OnCall {
-    all: Running,
-    site: Site,
-    browser: Browser,
+pub struct OnCall {
+    pub all: Running,
+    pub site: Site,
+    pub browser: Browser,
 }
 
 impl OnCall {
-    async fn start(pool: PgPool) -> Self {
+    pub async fn start(pool: PgPool) -> Self {
         let all = Running::start(pool).await;
         let (site, browser) = tokio::join!(Site::open(all.fleet.clone(), |_| {}), Browser::start());
         browser.client.set_window_size(1280, 900).await.unwrap();
         Self { all, site, browser }
     }
 
-    async fn open(&self, path: &str) {
+    pub async fn open(&self, path: &str) {
         self.browser.open(&format!("{}{path}", self.site.url)).await;
     }
 
     /// The page has said nothing of an error, and nothing of it was refused by its policy.
-    async fn all_is_well(&self) {
+    pub async fn all_is_well(&self) {
         assert_eq!(self.browser.blocked().await, Vec::<String>::new());
         assert_eq!(self.browser.complaints().await, Vec::<String>::new());
     }
 
-    async fn stop(self) {
+    pub async fn stop(self) {
         self.browser.close().await;
         self.all.stop().await;
     }
@@ -98,6 +99,11 @@ async fn a_transcript_grows_while_it_is_read_and_a_list_is_patched_in_its_place(
     on_call.stop().await;
 }
 
+/// What is wider than the window, and makes the page so; what scrolls in a place of its own does not.
+const WIDER: &str = "return document.documentElement.scrollWidth <= innerWidth ? [] : [...document.querySelectorAll('body *')]
+    .filter((one) => one.getBoundingClientRect().right > innerWidth + 0.5 && !one.closest('.scroll *, nav *'))
+    .map((one) => one.outerHTML.slice(0, 200)).concat(document.documentElement.scrollWidth)";
+
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
 async fn every_page_is_for_everybody_in_both_themes(pool: PgPool) {
     let on_call = OnCall::start(pool).await;
@@ -108,6 +114,13 @@ async fn every_page_is_for_everybody_in_both_themes(pool: PgPool) {
     fleet.enqueue_in("/mock noop", Some("chat")).await;
     fleet.has_blocks(&hangs, 1).await;
     fleet.store.close_minutes().await.unwrap();
+    fleet.store.notice_orphan("sbx-lost", "default", "running, no slot knows it").await.unwrap();
+    let actor = turnmill::store::Actor { name: "ann".to_owned(), token_id: None, reason: "a trial".to_owned() };
+    fleet.store.set_pool("ill", &PoolChange { cap: Some(2), ..PoolChange::default() }).await.unwrap();
+    fleet.store.change_pool_by(&actor, "ill", "set", &["active"], &PoolChange { cap: Some(3), ..PoolChange::default() }).await.unwrap();
+    fleet.store.block_pool("ill", "401: the key is not valid").await.unwrap();
+    let worker = fleet.store.workers().await.unwrap().remove(0).id;
+    let sandbox = fleet.store.held_slots(&HeldFilter::default(), 1).await.unwrap().remove(0).sandbox_id.unwrap();
     let pages = [
         ("now", "/ops".to_owned()),
         ("turns", "/ops/turns".to_owned()),
@@ -115,8 +128,19 @@ async fn every_page_is_for_everybody_in_both_themes(pool: PgPool) {
         ("running", format!("/ops/turns/{hangs}")),
         ("cancel", format!("/ops/turns/{hangs}/cancel")),
         ("bulk", "/ops/bulk?act=cancel&status=in_progress".to_owned()),
+        ("sessions", "/ops/sessions".to_owned()),
+        ("session", "/ops/sessions/chat".to_owned()),
+        ("sandboxes", "/ops/sandboxes".to_owned()),
+        ("kill", format!("/ops/sandboxes/{sandbox}/kill")),
+        ("workers", "/ops/workers".to_owned()),
+        ("drain", format!("/ops/workers/{worker}/drain")),
+        ("pools", "/ops/pools".to_owned()),
+        ("pool", "/ops/pools/ill".to_owned()),
+        ("set", "/ops/pools/ill/set?cap=1&rate=2".to_owned()),
         ("audit", "/ops/audit".to_owned()),
         ("missing", "/ops/turns/nope".to_owned()),
+        ("none", "/ops/sessions?tenant=nobody".to_owned()),
+        ("no-sandboxes", "/ops/sandboxes?q=nothing".to_owned()),
     ];
     for scheme in ["light", "dark"] {
         browser.prefer(scheme).await;
@@ -129,12 +153,14 @@ async fn every_page_is_for_everybody_in_both_themes(pool: PgPool) {
             on_call.all_is_well().await;
         }
     }
-    // Nothing is wider than a small telephone.
-    browser.client.set_window_size(360, 800).await.unwrap();
-    for (_, path) in &pages {
-        on_call.open(path).await;
-        let wide = browser.value("document.documentElement.scrollWidth > Math.max(innerWidth, 360)").await;
-        assert_eq!(wide, false, "{path}");
+    // Nothing is wider than what it is looked at with, from a small telephone to a wall.
+    for (width, height) in [(360, 800), (1280, 900), (3840, 2160)] {
+        browser.size(width, height).await;
+        for (name, path) in &pages {
+            on_call.open(path).await;
+            assert_eq!(browser.run(WIDER, Value::Null).await, json!([]), "{path} at {width}");
+            browser.screenshot(&format!("ops-{name}-{width}")).await;
+        }
     }
     fleet.store.cancel(&hangs, None).await.unwrap();
     on_call.stop().await;
@@ -149,7 +175,7 @@ const STRANGERS: &str = "const [elements, attributes] = arguments[0].map((words)
     return [...document.querySelectorAll('#said *')].filter((one) => !elements.has(one.localName)
         || [...one.attributes].some(({ name }) => !attributes.has(name) && !name.startsWith('data-'))
         || (one.localName === 'a' && !/^(https?:|mailto:|file:.*#b-)/.test(one.href)))
-      .map((one) => one.outerHTML.slice(0, 200))";
+      .map((one) => one.outerHTML.slice(0, 200)).concat(document.documentElement.scrollWidth)";
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
 async fn whatever_an_agent_says_does_nothing_in_the_dashboard_nor_in_an_exported_file(pool: PgPool) {

@@ -41,7 +41,7 @@ pub async fn measure(store: &Store, mut config: Config, turns: u32) -> anyhow::R
         paint::OFF
     );
     let client = reqwest::Client::new();
-    let middle = format!("{:08x}", turns / 2);
+    let (middle, session) = (format!("{:08x}", turns / 2), format!("{:08x}", turns / 10));
     let pages = [
         "/ops".to_owned(),
         "/ops/now".to_owned(),
@@ -55,6 +55,21 @@ pub async fn measure(store: &Store, mut config: Config, turns: u32) -> anyhow::R
         "/ops/turns?q=nowhere".to_owned(),
         format!("/ops/turns?q=turn_seed_{}", &middle[..6]),
         format!("/ops/turns/turn_seed_{middle}"),
+        "/ops/sessions".to_owned(),
+        "/ops/sessions?state=running".to_owned(),
+        "/ops/sessions?state=waiting".to_owned(),
+        "/ops/sessions?tenant=tenant-0&state=idle".to_owned(),
+        "/ops/sessions?project=seed&tenant=tenant-7".to_owned(),
+        "/ops/sessions?q=nowhere".to_owned(),
+        format!("/ops/sessions?q=sess_seed_{}", &session[..6]),
+        format!("/ops/sessions/sess_seed_{session}"),
+        "/ops/sandboxes".to_owned(),
+        "/ops/sandboxes?state=wrong".to_owned(),
+        "/ops/sandboxes?q=parked-44".to_owned(),
+        "/ops/workers".to_owned(),
+        "/ops/pools".to_owned(),
+        "/ops/pools/default".to_owned(),
+        "/ops/audit".to_owned(),
     ];
     let mut times = vec![Vec::new(); pages.len()];
     for _ in 0..ROUNDS {
@@ -76,7 +91,8 @@ pub async fn measure(store: &Store, mut config: Config, turns: u32) -> anyhow::R
     Ok(())
 }
 
-/// Turns that run as far as the database knows, each with its slot, and as many that wait for one.
+/// Turns that run as far as the database knows, each with its slot, and as many that wait for one; sandboxes paused beside
+/// them and some that are nobody's; and what people have done.
 async fn crowd(pool: &PgPool) -> anyhow::Result<()> {
     let running = "INSERT INTO turnmill.workers (id, lease_until, turns_max, host, pid, version) VALUES ('bench', clock_timestamp() + interval '1 day', 2000, 'bench', 1, '0');
       SELECT turnmill.enqueue_turn('x', project_id => 'bench', session_id => 'live-' || n, turn_id => 'live-' || n, tenant_id => 'tenant-' || n % 40) FROM generate_series(1, 2000) n;
@@ -90,6 +106,11 @@ async fn crowd(pool: &PgPool) -> anyhow::Result<()> {
                 SELECT epoch, turn_id, 1, 1, 'bench', 'claimed', 0, 0, clock_timestamp() FROM picked)
       UPDATE turnmill.slots s SET state = 'busy', epoch = picked.epoch, turn_id = picked.turn_id, session_id = picked.session_id, nonce = 'n' || s.id,
         create_request = '{}', sandbox_id = 'sbx' || s.id, sandbox_at = clock_timestamp() FROM picked WHERE s.id = picked.slot_id;
+      INSERT INTO turnmill.parked (sandbox_id, pool, session_id, holds, nonce, create_request, due_at)
+        SELECT 'parked-' || n, 'default', 'sess_seed_' || lpad(to_hex(n), 8, '0'), 'turn_seed_' || lpad(to_hex(n * 5 + 4), 8, '0'), 'p' || n, '{}',
+          clock_timestamp() + make_interval(mins => n) FROM generate_series(1, 5000) n;
+      INSERT INTO turnmill.corrections (kind, subject, pool, reason) SELECT 'orphan', 'orphan-' || n, 'default', 'running, no slot knows it' FROM generate_series(1, 20) n;
+      INSERT INTO turnmill.audit (actor, act, kind, subject, reason) SELECT 'bench', 'cancel', 'turn', 'live-' || n, 'to have some' FROM generate_series(1, 20000) n;
       ANALYZE";
     let mut connection = pool.connect_options().as_ref().clone().disable_statement_logging().connect().await?;
     sqlx::raw_sql(running).execute(&mut connection).await?;

@@ -93,6 +93,10 @@ fn batch(from: u32, to: u32, turns: u32, blocks: u32, days: u32) -> String {
                   CASE WHEN n % 50 = 7 THEN 'the model did not answer' WHEN n % 100 = 9 THEN 'cancelled' END,
                   '{{\"input_tokens\": 1200, \"output_tokens\": 340}}', 0.0421, at, at + interval '2 seconds', at + interval '90 seconds'
            FROM (SELECT n, {at} AS at FROM {numbers}) s;
+         INSERT INTO turnmill.transcripts (turn_id, session_id, ordinal, data, bytes, saved_at)
+           SELECT 'turn_seed_' || {id}, 'sess_seed_' || lpad(to_hex(n / 5), 8, '0'), 5, '\\x00', 48211, {at} FROM {numbers} WHERE n % 5 = 4;
+         INSERT INTO turnmill.workspaces (turn_id, session_id, ordinal, kind, data, bytes, files, saved_at)
+           SELECT 'turn_seed_' || {id}, 'sess_seed_' || lpad(to_hex(n / 5), 8, '0'), 5, 'saved', '\\x00', 20480, 17, {at} FROM {numbers} WHERE n % 5 = 4;
          INSERT INTO turnmill.attempts (epoch, turn_id, attempt, generation, worker_id, taken, taken_at, from_offset, from_seq, sandbox_id, sandbox_at,
                                         agent_at, ended_at, ended, to_offset, phase, error_code)
            SELECT nextval('turnmill.epochs'), 'turn_seed_' || {id}, 1, 1, 'seed-' || n % 7, 'claimed', at + interval '2 seconds', 0, 0, 'sbx' || n,

@@ -189,7 +189,7 @@ pub async fn ask(viewer: Viewer, State(app): State<App>, Id(name): Id, Query(set
     let path = look::encoded(&name);
     Ok(Ask {
         title: format!("Change pool {name}?"),
-        about: if nothing { "All of it is so already. Nothing would change.".to_owned() } else { changes.consequences(&card).join(" ") },
+        about: if nothing { "All of it is so already. Nothing would change.".to_owned() } else { changes.consequences(&card).join("\n\n") },
         fields: changes.fields(),
         button: "Change the pool".to_owned(),
         nothing,

@@ -293,7 +293,7 @@ impl Act {
         let (ready, busy) = (at_most(card.ready), look::count(card.busy + card.creating));
         match self {
             Self::Pause => format!(
-                "No turn of pool {} starts any more. {busy} that run go on to their ends; {ready} that could start wait, and say \
+                "No turn of pool {} starts any more.\n\n{busy} that run go on to their ends; {ready} that could start wait, and say \
                  “pool paused”. New ones can be enqueued. Kept sandboxes stay until they are due.",
                 card.name
             ),

@@ -191,8 +191,8 @@ fn consequence(place: &SandboxPlace) -> Option<String> {
             };
             let phase = place.phase.as_deref().unwrap_or("agent");
             Some(format!(
-                "Turn {turn} runs in it (phase {phase}). It starts over in a new sandbox, from the state in which it began; what it has \
-                 said stays, as an earlier generation. It has lost {lost}: with more than its workers allow \
+                "Turn {turn} runs in it (phase {phase}).\n\nIt starts over in a new sandbox, from the state in which it began; what it has \
+                 said stays, as an earlier generation.\n\nIt has lost {lost}: with more than its workers allow \
                  (retry.sandboxes_lost_max, 1 by default) it fails with sandbox_lost instead."
             ))
         }
@@ -220,7 +220,8 @@ pub async fn ask_kill(viewer: Viewer, State(app): State<App>, Id(id): Id) -> Res
     Ok(Ask {
         title: "Kill this sandbox?".to_owned(),
         nothing: consequence.is_none(),
-        about: consequence.map_or("It is being killed already. Nothing would change.".to_owned(), |what| format!("{id}. {what} {when}")),
+        about: consequence
+            .map_or("It is being killed already. Nothing would change.".to_owned(), |what| format!("{id}\n\n{what}\n\n{when}")),
         button: "Kill the sandbox".to_owned(),
         harmful: true,
         sql: Some(format!("SELECT turnmill.kill_sandbox({});", look::sql(&id))),

@@ -144,7 +144,7 @@ fn consequence(row: &WorkerRow, all: &[WorkerRow]) -> Option<String> {
     };
     let hands = if row.turns > 0 { format!("hands {turns} over") } else { "has nothing to hand over".to_owned() };
     Some(format!(
-        "With its next heartbeat it takes nothing new, {hands} and exits with code 0, as at SIGTERM. {adopted} What keeps workers \
+        "With its next heartbeat it takes nothing new, {hands} and exits with code 0, as at SIGTERM.\n\n{adopted}\n\nWhat keeps workers \
          running there (Kubernetes, systemd) may start another in its place."
     ))
 }
@@ -169,7 +169,7 @@ pub async fn ask_drain(viewer: Viewer, State(app): State<App>, Id(id): Id) -> Re
                 }
                 .to_owned()
             },
-            |what| format!("{id}. {what}"),
+            |what| format!("{id}\n\n{what}"),
         ),
         button: "Drain the worker".to_owned(),
         harmful: true,

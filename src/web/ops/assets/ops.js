@@ -409,6 +409,8 @@ function begin() {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
   let resizing = 0;
   addEventListener("resize", () => { clearTimeout(resizing); resizing = setTimeout(charts, 150); });
+  // On a narrow screen the bar is wider than what is seen of it.
+  document.querySelector("nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
   dress(document);
   setInterval(() => { if (!document.hidden && pace.seconds > 0) times(document); }, 1000);
   pace.timer = setTimeout(tick, pace.seconds * 1000 || 1000);
