@@ -425,7 +425,7 @@ impl RunningWorker {
 
     /// Waits until it ends by itself.
     pub async fn ended(self) {
-        self.running.await.unwrap().unwrap();
+        tokio::time::timeout(PATIENCE, self.running).await.expect("the worker ends by itself").unwrap().unwrap();
     }
 
     /// In order, as a deploy does.
