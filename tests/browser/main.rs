@@ -9,8 +9,8 @@ mod chat;
 mod harness;
 mod hostile;
 mod keys;
+mod on_call;
 mod ops;
-mod ops_acts;
 mod pictures;
 #[path = "../it/site.rs"]
 mod site;
