@@ -47,9 +47,9 @@ impl Credentials {
         self.source
     }
 
-    /// Every secret among them: what must be masked wherever an agent may say it.
+    /// Every secret value that the turn's processes get, the agent's and the hooks': what must never be stored or logged.
     pub fn secrets(&self) -> impl Iterator<Item = &SecretString> {
-        self.variables.iter().map(|(_, secret)| secret).chain(&self.project_token)
+        self.variables.iter().map(|(_, value)| value).chain(&self.project_token)
     }
 
     /// Adds the secrets to an agent's environment, which its own shell can read.
