@@ -3,6 +3,7 @@
 //! Each key of the default file has an environment variable: `worker.lease` is `TURNMILL_WORKER__LEASE`.
 //! A few have the names that everybody knows as well: `DATABASE_URL`, `E2B_API_KEY`, `E2B_API_URL`,
 //! `E2B_DOMAIN`, `E2B_SANDBOX_URL`. A key that nobody knows is an error, in the file and in the environment.
+//! Secrets may also be in files: [`Environment`].
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -15,6 +16,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
 use crate::e2b::ApiVersion;
+use crate::keys::Environment;
 use crate::store;
 use crate::turn::RetryPolicy;
 use crate::webhooks;
@@ -41,14 +43,30 @@ pub struct Config {
     pub web: Web,
     /// Who is told that turns have ended.
     pub webhooks: webhooks::Settings,
+    /// Secrets as they were found, with where.
+    #[serde(skip)]
+    pub environment: Environment,
 }
 
-/// The workers' own keys.
+/// Master keys, and where the agents' keys come from.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Keys {
     /// `ID:BASE64` words, the one that seals first; empty = none.
     pub master: SecretString,
+    /// More secrets: `NAME=value` lines, or a directory with a file per name; empty = none.
+    pub file: String,
+    /// Where a turn looks for its agent's key: `fixed`, `bedrock`, `user`.
+    pub order: String,
+    /// Whether a turn may run without: `auto`, `always`, `never`.
+    pub required: String,
+    /// Models on Bedrock besides `BEDROCK_MODEL_ID` that turns may ask for.
+    pub bedrock_models: String,
+    /// How long the role may be assumed.
+    #[serde(with = "humantime_serde")]
+    pub bedrock_session_max: Duration,
+    /// Another STS than AWS' own for the region; empty = that.
+    pub sts_url: String,
 }
 
 /// How to reach Postgres.
@@ -244,7 +262,9 @@ impl Config {
 
     /// Reads defaults, `file` and the environment.
     pub fn load(file: Option<&Path>) -> anyhow::Result<Self> {
-        Self::load_with(file, &|name| std::env::var(name).ok(), std::env::vars().map(|(name, _)| name))
+        // Names that are no text are none of ours.
+        let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+        Self::load_with(file, &|name| std::env::var(name).ok(), names)
     }
 
     fn load_with(
@@ -256,7 +276,7 @@ impl Config {
         let keys = leaf_keys(&config::Config::builder().add_source(defaults.clone()).build()?.try_deserialize()?, "");
         for name in names.filter(|name| name.starts_with("TURNMILL_")) {
             anyhow::ensure!(
-                keys.iter().any(|key| env_name(key) == name) || is_no_setting(&name),
+                keys.iter().any(|key| env_name(key) == name) || is_no_setting(&name) || Environment::names_a_file(&name),
                 "the environment variable {name} names no configuration key: worker.lease is TURNMILL_WORKER__LEASE; \
                  see config/default.toml"
             );
@@ -265,12 +285,16 @@ impl Config {
         if let Some(path) = file {
             builder = builder.add_source(config::File::from(path).format(config::FileFormat::Toml));
         }
+        let read = || format!("reading the configuration{}", file.map(|f| format!(" from {}", f.display())).unwrap_or_default());
+        let secrets = variable(&env_name("keys.file")).or_else(|| builder.clone().build().ok()?.get_string("keys.file").ok());
+        let environment = Environment::read(variable, secrets.as_deref().filter(|path| !path.is_empty()).map(Path::new))?;
         for key in &keys {
-            let value = variable(&env_name(key)).or_else(|| well_known(key).and_then(variable));
+            let secret = || environment.plain(well_known(key).unwrap_or(&env_name(key)));
+            let value = variable(&env_name(key)).or_else(secret).or_else(|| well_known(key).and_then(variable));
             builder = builder.set_override_option(key, value)?;
         }
-        let read = || format!("reading the configuration{}", file.map(|f| format!(" from {}", f.display())).unwrap_or_default());
-        let config: Self = builder.build().with_context(read)?.try_deserialize().with_context(read)?;
+        let mut config: Self = builder.build().with_context(read)?.try_deserialize().with_context(read)?;
+        config.environment = environment;
         config.check()?;
         Ok(config)
     }
@@ -295,6 +319,7 @@ impl Config {
         anyhow::ensure!(!self.database.lock_timeout.is_zero(), "database.lock_timeout must be more than zero");
         anyhow::ensure!(self.database.connections >= 2, "database.connections must be at least 2");
         crate::web::check(&self.web)?;
+        is_web_url("keys.sts_url", &self.keys.sts_url, "https://sts.us-east-1.amazonaws.com")?;
         self.webhooks.check()?;
         Ok(())
     }

@@ -84,6 +84,13 @@ pub enum Happened {
     Poisoned(u32),
     /// There was no sandbox for it.
     StartupFailed(StartupFailure),
+    /// Its agent has no key to its model.
+    NoKey {
+        /// Why.
+        error: TurnError,
+        /// Another try may find one.
+        passing: bool,
+    },
     /// The sandbox is gone, or what watched the agent in it is, and with it the files.
     SandboxLost(String),
     /// The journal is shorter than what was read of it.
@@ -221,6 +228,7 @@ impl RetryPolicy {
                 format!("{crashes} workers died soon after they had taken this turn; look at their logs before you retry it"),
             ),
             Happened::StartupFailed(failure) => self.after_startup(failure, before.startups, chance),
+            Happened::NoKey { error, passing } => self.without_key(error, *passing, before.startups, chance),
             Happened::SandboxLost(cause) => self.after_loss(cause, before.sandboxes, chance),
             Happened::JournalDamaged { offset, size } => failed(
                 "journal_damaged",
@@ -263,6 +271,22 @@ impl RetryPolicy {
         };
         let why = TurnError::new(&error.code, format!("no sandbox yet: {}", error.message));
         Fate::RetryLater { delay, charged, restart: false, for_pool, why }
+    }
+
+    fn without_key(&self, error: &TurnError, passing: bool, failures: u32, chance: f64) -> Fate {
+        if !passing {
+            return failed(&error.code, format!("no key for the agent: {}", error.message));
+        }
+        if failures + 1 >= self.startup_tries {
+            return failed(&error.code, format!("no key for the agent after {} tries; the last error: {}", failures + 1, error.message));
+        }
+        Fate::RetryLater {
+            delay: doubled(self.startup_delay, failures, self.startup_delay_max).mul_f64(chance),
+            charged: true,
+            restart: false,
+            for_pool: ForPool::Nothing,
+            why: TurnError::new(&error.code, format!("no key for the agent yet: {}", error.message)),
+        }
     }
 
     fn after_loss(&self, cause: &str, sandboxes_lost: u32, chance: f64) -> Fate {

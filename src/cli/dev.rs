@@ -14,7 +14,7 @@ use super::note::Note;
 use super::signals::{self, Stop};
 use super::{admin, called, on_path, paint};
 use crate::config::Config;
-use crate::keys::Credentials;
+use crate::keys::Keyring;
 use crate::local::e2b;
 use crate::local::postgres::{self, Postgres};
 use crate::store::{self, PoolChange, Store};
@@ -23,8 +23,8 @@ use crate::worker::Worker;
 
 /// Run everything here: a private Postgres (or DATABASE_URL), the local sandboxes, a worker, the HTTP API.
 ///
-/// Leaves nothing behind. With a `claude` on the PATH and a key in the environment it runs the real agent,
-/// else the stand-in. Other terminals find it by themselves: turnmill enqueue 'hello' --watch
+/// Leaves nothing behind. With a `claude` on the PATH and a key in the environment, or in the .env.local here, it runs
+/// the real agent, else the stand-in. Other terminals find it by themselves: turnmill enqueue 'hello' --watch
 #[derive(Debug, Args)]
 pub struct Dev {
     /// Use this agent: "mock", or a command line; by default claude if it and a key are there
@@ -75,8 +75,9 @@ impl Dev {
         config.e2b.api_key = "local".into();
 
         config.webhooks.allow_loopback();
-        let credentials = super::credentials();
-        let agent = self.agent(&credentials);
+        config.environment.fill_in_from(Path::new(".env.local"))?;
+        let keyring = Keyring::new(&config)?;
+        let agent = self.agent(&keyring);
         let change = PoolChange { cap: Some(self.cap), agent: agent.clone(), previews: Some(true), ..PoolChange::default() };
         store.set_pool("default", &change).await?;
         // With connections of its own: a LISTEN holds one for good.
@@ -84,12 +85,12 @@ impl Dev {
         let web = web(for_web, config.clone()).await?;
         let web_address = web.address()?;
         let note = Note::leave(&url)?;
-        welcome(&url, &address.to_string(), &web_address.to_string(), agent.as_deref(), &credentials, note.is_some());
+        welcome(&url, &address.to_string(), &web_address.to_string(), agent.as_deref(), &keyring, note.is_some());
 
         let background = TaskTracker::new();
         background.spawn(web.run(stop.in_order.clone()));
         background.close();
-        let worker = Worker::register(store, Arc::new(config), credentials, &background).await?;
+        let worker = Worker::register(store, Arc::new(config), keyring, &background).await?;
         let ended = worker.run(stop.in_order.clone()).await;
         stop.in_order.cancel();
         background.wait().await;
@@ -100,10 +101,10 @@ impl Dev {
     }
 
     /// `None`: the pool's own command line, the real Claude Code.
-    fn agent(&self, credentials: &Credentials) -> Option<Vec<String>> {
+    fn agent(&self, keyring: &Keyring) -> Option<Vec<String>> {
         match &self.agent {
             Some(agent) => Some(agent.0.clone()),
-            None if credentials.source().is_some() && on_path("claude").is_some() => None,
+            None if keyring.source().is_some() && on_path("claude").is_some() => None,
             None => Some(admin::mock_agent()),
         }
     }
@@ -134,9 +135,9 @@ fn sandboxes(home: &Path) -> PathBuf {
     home.join("sandboxes")
 }
 
-fn welcome(url: &str, e2b: &str, web: &str, agent: Option<&[String]>, credentials: &Credentials, found_by_itself: bool) {
+fn welcome(url: &str, e2b: &str, web: &str, agent: Option<&[String]>, keyring: &Keyring, found_by_itself: bool) {
     let agent = match agent {
-        None => format!("claude, with {}", credentials.source().unwrap_or("its own login")),
+        None => format!("claude, with {}", keyring.source().unwrap_or_else(|| "its own login".to_owned())),
         Some(words) => words.join(" "),
     };
     let turnmill = called();

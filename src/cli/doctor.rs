@@ -1,12 +1,13 @@
 //! `turnmill doctor`: what a worker needs, checked one by one, each with what to do.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use secrecy::ExposeSecret as _;
 
 use super::{complain, on_path, paint, store};
 use crate::config::Config;
-use crate::keys::{Credentials, Vault};
+use crate::keys::{Keyring, Source, Vault};
 use crate::store::{Bounds, Store};
 
 /// Prints the findings; exit code 1 when a worker could not run.
@@ -20,10 +21,7 @@ pub async fn run(config: &Config) -> anyhow::Result<ExitCode> {
         Err(error) => report.bad("database", &complain::text(&error)),
     }
     e2b(&mut report, config).await;
-    match Credentials::from_environment(|name| std::env::var(name).ok()).source() {
-        Some(name) => report.good("model key", &format!("from {name}")),
-        None => report.note("model key", "none in the environment: only the mock agent can answer; set ANTHROPIC_API_KEY for Claude Code"),
-    }
+    keys(&mut report, config).await;
     match Vault::new(config.keys.master.expose_secret()) {
         Ok(vault) => match vault.sealing() {
             Some(id) => report.good("master key", &format!("conversations are sealed under \"{id}\"")),
@@ -76,6 +74,42 @@ async fn database(report: &mut Report, config: &Config, store: &Store) {
         Ok(n) => report.good("workers", &format!("{n} alive")),
         Err(error) => report.bad("workers", &complain::text(&error.into())),
     }
+}
+
+/// Where each key comes from, by name; and whether it is good, as far as that can be known without using it up.
+async fn keys(report: &mut Report, config: &Config) {
+    let keyring = match Keyring::new(config) {
+        Ok(keyring) => keyring,
+        Err(error) => return report.bad("keys", &complain::text(&error)),
+    };
+    for name in
+        ["ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_BASE_URL", "CLAUDE_CODE_OAUTH_TOKEN", "USPARK_TOKEN", "E2B_API_KEY"]
+    {
+        if let Some(origin) = config.environment.origin(name) {
+            report.good("key", &if origin == name { name.to_owned() } else { format!("{name}, from {origin}") });
+        }
+    }
+    for source in keyring.order() {
+        let found = match source {
+            Source::Fixed => keyring.fixed().map(|credentials| credentials.key().map_or("", |(kind, _)| kind.variable()).to_owned()),
+            Source::Bedrock => match keyring.bedrock() {
+                Some(bedrock) => match bedrock.credentials(None, Duration::ZERO).await {
+                    Ok(_) => Some(bedrock.describe()),
+                    Err(trouble) => {
+                        return report.bad("model key", &format!("{}: {} ({})", bedrock.describe(), trouble.text, trouble.code));
+                    }
+                },
+                None => None,
+            },
+            Source::User => None,
+        };
+        if let Some(found) = found {
+            return report.good("model key", &format!("every turn's: {found}"));
+        }
+    }
+    let text = "none for every turn: only those whose user or tenant has one (turnmill keys list) can be answered, and the mock agent; set \
+                ANTHROPIC_API_KEY for Claude Code, or see docs/keys.md";
+    report.note("model key", text);
 }
 
 async fn webhooks(report: &mut Report, store: &Store) {

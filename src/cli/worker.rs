@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 use super::DatabaseArg;
 use super::signals::stop_on_signal;
 use crate::config::Config;
+use crate::keys::Keyring;
 use crate::store::Store;
 
 /// How long it waits for a Postgres that refuses connections: one that is just restarted costs no start of a worker.
@@ -45,9 +46,9 @@ impl Worker {
         let store = Store::connect(&config.database.options(url), PATIENCE).await?;
         let stop = stop_on_signal()?;
         let background = TaskTracker::new();
-        let credentials = super::credentials();
+        let keyring = Keyring::new(&config)?;
         let worker =
-            crate::worker::Worker::register(store, Arc::new(config), credentials, &background).await.context("the worker can't start")?;
+            crate::worker::Worker::register(store, Arc::new(config), keyring, &background).await.context("the worker can't start")?;
         worker.run(stop).await?;
         Ok(ExitCode::SUCCESS)
     }

@@ -1,68 +1,53 @@
-//! Where credentials come from: for now fixed ones in the worker's environment. The agent gets the model's key and
-//! the hooks the project's token; neither gets the other's.
+//! Where keys come from, and who gets them.
+//!
+//! | file | part |
+//! | --- | --- |
+//! | `environment` | secrets as the operator gives them: variables and files |
+//! | `keyring` | a worker's sources of keys, in their order |
+//! | `bedrock`, `sts`, `bearer` | Amazon Bedrock: a role assumed for some models, and a token made of that |
+//! | `credentials` | what one turn's processes get |
+//! | `own` | the keys of users and tenants, sealed |
+//! | `vault` | seals what the database keeps |
+//! | `strength` | what can't be a secret |
 
-mod mask;
+mod bearer;
+mod bedrock;
+mod credentials;
+mod environment;
+mod keyring;
+mod own;
+mod strength;
+mod sts;
 mod vault;
 
-use std::collections::BTreeMap;
-
-use secrecy::{ExposeSecret as _, SecretString};
-
-pub use mask::{MASKED, Mask, Pieces, SECRET_MIN, is_maskable};
+pub use bearer::bearer_token;
+pub use bedrock::{Bedrock, check_model};
+pub use credentials::{Credentials, KeyKind};
+pub use environment::Environment;
+pub use keyring::{Keyring, Required, Source};
+pub use own::{OwnKey, kind_of, seal_of_own};
+pub use strength::weakness;
 pub use vault::{Closed, Sealed, Vault};
 
-/// Names under which the worker's environment may hold the key, and the name under which the agent wants it.
-const FIXED: [(&str, &str); 4] = [
-    ("ANTHROPIC_API_KEY", "ANTHROPIC_API_KEY"),
-    ("CLAUDE_API_KEY", "ANTHROPIC_API_KEY"),
-    ("ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_AUTH_TOKEN"),
-    ("CLAUDE_CODE_OAUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN"),
-];
-
-/// The project's token, for the hooks that move its files.
-const PROJECT_TOKEN: &str = "USPARK_TOKEN";
-
-/// What an agent gets in its environment to reach its model, and its hooks to reach the project.
-#[derive(Debug, Default)]
-pub struct Credentials {
-    variables: Vec<(&'static str, SecretString)>,
-    source: Option<&'static str>,
-    project_token: Option<SecretString>,
+/// Why a turn has no key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyTrouble {
+    /// For programs, as in `turns.error_code`.
+    pub code: &'static str,
+    /// What to do about it. Never a secret.
+    pub text: String,
+    /// Whether it may be otherwise in a while.
+    pub passing: bool,
 }
 
-impl Credentials {
-    /// The first fixed key that the environment has. None is no error: the mock agent needs none.
-    pub fn from_environment(variable: impl Fn(&str) -> Option<String>) -> Self {
-        let given = |name: &str| variable(name).filter(|value| !value.is_empty()).map(SecretString::from);
-        let key = FIXED.iter().find_map(|(ours, theirs)| Some((ours, (*theirs, given(ours)?))));
-        Self {
-            source: key.as_ref().map(|(ours, _)| **ours),
-            variables: key.into_iter().map(|(_, variable)| variable).collect(),
-            project_token: given(PROJECT_TOKEN),
-        }
+impl KeyTrouble {
+    /// That only somebody can end.
+    pub fn lasting(code: &'static str, text: impl Into<String>) -> Self {
+        Self { code, text: text.into(), passing: false }
     }
 
-    /// The variable that it came from, for people.
-    pub fn source(&self) -> Option<&'static str> {
-        self.source
-    }
-
-    /// Every secret value that the turn's processes get, the agent's and the hooks': what must never be stored or logged.
-    pub fn secrets(&self) -> impl Iterator<Item = &SecretString> {
-        self.variables.iter().map(|(_, value)| value).chain(&self.project_token)
-    }
-
-    /// Adds the secrets to an agent's environment, which its own shell can read.
-    pub fn add_to(&self, environment: &mut BTreeMap<String, String>) {
-        for (name, value) in &self.variables {
-            environment.insert((*name).to_owned(), value.expose_secret().to_owned());
-        }
-    }
-
-    /// Adds the project's token to the environment of hooks.
-    pub fn add_project_token_to(&self, environment: &mut BTreeMap<String, String>) {
-        if let Some(token) = &self.project_token {
-            environment.insert(PROJECT_TOKEN.to_owned(), token.expose_secret().to_owned());
-        }
+    /// That may end by itself.
+    pub fn passing(code: &'static str, text: impl Into<String>) -> Self {
+        Self { code, text: text.into(), passing: true }
     }
 }

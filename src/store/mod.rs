@@ -18,6 +18,7 @@
 //! | `kills` | sandboxes that an operator wants gone |
 //! | `audit`, `visits` | what people did through the dashboard, and which browsers are in it |
 //! | `tokens` | who may ask over HTTP |
+//! | `own_keys` | keys to the model that users and tenants have given |
 //! | `jobs` | claim (`claim.sql`), phases, hand-over, promotion |
 //! | `blocks` | the fenced group append (`append.sql`) |
 //! | `settle` | terminal status or the next try |
@@ -54,6 +55,7 @@ mod metrics;
 mod next_attempt;
 mod outbox;
 mod overview;
+mod own_keys;
 mod pages;
 mod pool_cards;
 mod pools;
@@ -99,6 +101,7 @@ pub use metrics::{Failure, Minute, Sample, Tries};
 pub use next_attempt::NextAttempt;
 pub use outbox::{Due, FailedTry, Room};
 pub use overview::{COUNTED_MAX, QueueRow, QueueTotals};
+pub use own_keys::OwnKeyInfo;
 pub use pages::{PageLimits, Place, StreamBlock, Trouble, TurnPage, TurnState};
 pub use pool_cards::PoolCard;
 pub use pools::{Hold, Pool, PoolAnswer, PoolChange};

@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{Instrument as _, debug, error, info, info_span, warn};
 
 use super::context;
+use super::credentials;
 use super::files;
 use super::follow::Copier;
 use super::journal::Copied;
@@ -16,8 +17,9 @@ use super::running::Cancel;
 use super::secrets::Secrets;
 use super::{Assignment, Worker, follow, startup, upkeep};
 use crate::block::Block;
+use crate::keys::Credentials;
 use crate::sandbox::SandboxError;
-use crate::store::{Claimed, Fenced, Hold, Kept, NextAttempt, Releasing, Retry, Settle, is_outage};
+use crate::store::{Claimed, Fenced, Hold, Kept, NextAttempt, Releasing, Retry, Settle, Taken, is_outage};
 use crate::turn::{Ending, Fate, ForPool, Happened, Setbacks, StartupFailure, TurnError};
 
 /// How long a released slot is left to its worker before anyone may kill the sandbox.
@@ -158,6 +160,15 @@ async fn run_agent(
             reason = follow::cancelled(cancel) => return cancelled(reason),
         }
     }
+    let key = credentials::find(worker, job).await?;
+    let key = match key {
+        // Before a sandbox is made for nothing, or a kept one taken.
+        Err(happened) if job.unseen => {
+            held.may_exist = job.taken == Taken::Adopted || job.sandbox_id.is_some();
+            return Ok(happened);
+        }
+        key => key,
+    };
     // In a sandbox from before an agent may run: it must be stopped, not left alone.
     let ready = if job.sandbox_id.is_some() {
         startup::ready(worker, job, held).await?
@@ -178,12 +189,18 @@ async fn run_agent(
         held.idle = true;
         return cancelled(reason);
     }
+    let key = match key {
+        Ok(key) => key,
+        Err(happened) if startup::never_started(worker, &sandbox).await? => return Ok(happened),
+        // It has what it was started with.
+        Err(_) => Credentials::default(),
+    };
     let (memory, forgotten) = context::recall(worker, job, past).await?;
     let luggage = files::gather(worker, job, &sandbox).await?;
     context::tell(worker, job, &[("conversation", forgotten.as_deref()), ("files", luggage.lost.as_deref())]).await?;
     held.idle = false;
     let rules = luggage.rules.clone();
-    let start = launch(worker, job, &memory, &luggage);
+    let start = launch(worker, job, &key, &memory, &luggage);
     // They may be large, and the turn may be long.
     drop((memory, luggage));
     secrets.add(worker, job, worker.credentials.secrets()).await?;

@@ -8,11 +8,12 @@ use super::Worker;
 use super::context::Memory;
 use super::files::Luggage;
 use crate::files::message;
+use crate::keys::Credentials;
 use crate::sandbox::{Launch, Restore};
 use crate::store::Claimed;
 
 /// The agent's command line, environment and input. The prompt is in the input only.
-pub(super) fn launch(worker: &Worker, job: &Claimed, memory: &Memory, luggage: &Luggage) -> Launch {
+pub(super) fn launch(worker: &Worker, job: &Claimed, credentials: &Credentials, memory: &Memory, luggage: &Luggage) -> Launch {
     let mut command: Vec<String> = job.agent.iter().flat_map(|word| session_words(job, memory, word)).collect();
     for (key, value) in job.options.as_object().into_iter().flatten() {
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
@@ -32,7 +33,7 @@ pub(super) fn launch(worker: &Worker, job: &Claimed, memory: &Memory, luggage: &
         // Claude Code answers a message that it has seen with nothing, unless told to go on where it stopped.
         environment.insert("CLAUDE_CODE_RESUME_INTERRUPTED_TURN".to_owned(), "1".to_owned());
     }
-    worker.credentials.add_to(&mut environment);
+    credentials.add_to(&mut environment);
     let input = json!({
         "type": "user",
         "uuid": job.message_uuid,
@@ -43,7 +44,7 @@ pub(super) fn launch(worker: &Worker, job: &Claimed, memory: &Memory, luggage: &
     });
     let transcript_of = |session: &str| job.transcript.as_ref().map(|pattern| pattern.replace("{session}", session));
     let mut hook_environment = BTreeMap::from([("PROJECT_ID".to_owned(), job.project_id.clone())]);
-    worker.credentials.add_project_token_to(&mut hook_environment);
+    credentials.add_project_token_to(&mut hook_environment);
     Launch {
         command,
         environment,

@@ -7,6 +7,7 @@
 //! | `attempt` | one worker's time with one turn, on one page |
 //! | `startup` | a sandbox for it, made or found again |
 //! | `launch` | what the agent is started with |
+//! | `credentials` | its key |
 //! | `context` | the conversation of the turns before, brought in and kept |
 //! | `follow` | journal → lines → blocks → writer, until the agent has ended |
 //! | `journal` | a copy of all that the agent printed |
@@ -25,6 +26,7 @@
 mod attempt;
 mod claims;
 mod context;
+mod credentials;
 mod files;
 mod follow;
 mod journal;
@@ -54,7 +56,7 @@ use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::e2b;
-use crate::keys::{Credentials, Vault};
+use crate::keys::{Keyring, Vault};
 use crate::store::Store;
 use crate::webhooks::Courier;
 
@@ -73,8 +75,8 @@ pub struct Worker {
     pub config: Arc<Config>,
     /// Where sandboxes come from.
     pub e2b: e2b::Client,
-    /// What agents get to reach their model.
-    pub credentials: Arc<Credentials>,
+    /// Where agents' keys come from.
+    pub keyring: Arc<Keyring>,
     /// Seals what is kept of users.
     pub vault: Vault,
     /// This fleet's random id.
@@ -94,7 +96,7 @@ pub struct Worker {
 
 impl Worker {
     /// Checks schema and fleet and registers the process. `background` gets the writer's task.
-    pub async fn register(store: Store, config: Arc<Config>, credentials: Credentials, background: &TaskTracker) -> anyhow::Result<Self> {
+    pub async fn register(store: Store, config: Arc<Config>, keyring: Keyring, background: &TaskTracker) -> anyhow::Result<Self> {
         store.check_schema().await?;
         let fleet = store.expect_fleet(&config.fleet).await?;
         let host = hostname();
@@ -105,7 +107,7 @@ impl Worker {
         Ok(Self {
             id: id.into(),
             e2b: client(&config)?,
-            credentials: Arc::new(credentials),
+            keyring: Arc::new(keyring),
             vault: Vault::new(config.keys.master.expose_secret())?,
             fleet_id: fleet.id.into(),
             lease: Arc::new(Lease::new()),

@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use turnmill::agent::{Fold, mock};
 use turnmill::config::Config;
 use turnmill::e2b;
-use turnmill::keys::Credentials;
+use turnmill::keys::Keyring;
 use turnmill::local::e2b as local;
 use turnmill::local::postgres::passable_tempdir;
 use turnmill::store::{self, Answer, Append, Claimed, Enqueue, PoolChange, Reading, Receipt, Renewal, Settle, Store, TurnRow};
@@ -413,11 +413,18 @@ impl RunningWorker {
     }
 
     pub async fn with(fleet: &Fleet, config: Config) -> Self {
-        Self::with_credentials(fleet, config, Credentials::default()).await
+        // Whatever keys the machine has that the tests run on.
+        Self::with_keyring(fleet, config, Keyring::default()).await
     }
 
-    pub async fn with_credentials(fleet: &Fleet, config: Config, credentials: Credentials) -> Self {
-        let worker = Worker::register(fleet.store.clone(), Arc::new(config), credentials, &TaskTracker::new()).await.unwrap();
+    /// With the keys that its configuration has.
+    pub async fn with_keys(fleet: &Fleet, config: Config) -> Self {
+        let keyring = Keyring::new(&config).unwrap();
+        Self::with_keyring(fleet, config, keyring).await
+    }
+
+    async fn with_keyring(fleet: &Fleet, config: Config, keyring: Keyring) -> Self {
+        let worker = Worker::register(fleet.store.clone(), Arc::new(config), keyring, &TaskTracker::new()).await.unwrap();
         let stop = CancellationToken::new();
         let running = tokio::spawn(worker.run(stop.clone()));
         Self { stop, running }

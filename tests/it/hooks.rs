@@ -6,7 +6,8 @@ use std::path::Path;
 
 use serde_json::json;
 use sqlx::PgPool;
-use turnmill::keys::Credentials;
+use turnmill::config::Config;
+use turnmill::keys::Environment;
 use turnmill::store::PoolChange;
 
 use crate::harness::{Fleet, LocalE2b, Running, RunningWorker, config, until, use_mock};
@@ -66,8 +67,9 @@ impl Hooked {
         let agent = ["bash", "-c", AGENT].map(str::to_owned).to_vec();
         fleet.store.set_pool("default", &PoolChange { agent: Some(agent), ..PoolChange::default() }).await.unwrap();
         let variables: Vec<(String, String)> = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let credentials = Credentials::from_environment(|name| Some(variables.iter().find(|(known, _)| known == name)?.1.clone()));
-        let worker = RunningWorker::with_credentials(&fleet, config(&e2b.url), credentials).await;
+        let given = |name: &str| Some(variables.iter().find(|(known, _)| known == name)?.1.clone());
+        let environment = Environment::read(&given, None).unwrap();
+        let worker = RunningWorker::with_keys(&fleet, Config { environment, ..config(&e2b.url) }).await;
         let hooked = Self { all: Running { fleet, e2b, worker }, stub };
         // Each sandbox's user is another.
         hooked.write("uspark.log", "");
@@ -85,7 +87,7 @@ impl Hooked {
     }
 }
 
-const BOTH: [(&str, &str); 2] = [("USPARK_TOKEN", "tok"), ("ANTHROPIC_API_KEY", "sk")];
+const BOTH: [(&str, &str); 2] = [("USPARK_TOKEN", "tok_12345"), ("ANTHROPIC_API_KEY", "sk-ant-12345")];
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
 async fn files_come_in_and_go_out_and_each_process_has_only_its_own_secrets(pool: PgPool) {
@@ -94,14 +96,14 @@ async fn files_come_in_and_go_out_and_each_process_has_only_its_own_secrets(pool
     // An empty project is ready.
     let first = fleet.enqueue("x").await.turn_id;
     assert_eq!(fleet.ended(&first).await.error_message, None);
-    assert_eq!(fleet.blocks(&first).await, [json!(["content", { "text": "nothing; token=none key=sk project=none" }])]);
+    assert_eq!(fleet.blocks(&first).await, [json!(["content", { "text": "nothing; token=none key=sk-ant-12345 project=none" }])]);
     let second = fleet.enqueue("x").await.turn_id;
     assert_eq!(fleet.ended(&second).await.error_message, None);
-    assert_eq!(fleet.blocks(&second).await, [json!(["content", { "text": "changed; token=none key=sk project=none" }])]);
+    assert_eq!(fleet.blocks(&second).await, [json!(["content", { "text": "changed; token=none key=sk-ant-12345 project=none" }])]);
     // Per turn, each once, with the project's token and without the model's key. The watcher runs beside.
     let mut calls: Vec<String> = hooked.read("uspark.log").lines().map(str::to_owned).collect();
     calls.sort();
-    let call = |verb: &str| format!("{verb} --project-id p1 token=tok key=none");
+    let call = |verb: &str| format!("{verb} --project-id p1 token=tok_12345 key=none");
     assert_eq!(calls, [call("pull"), call("pull"), call("push"), call("push"), call("watch-claude"), call("watch-claude")]);
     assert_eq!(hooked.read("watched"), "1\n1\n", "the whole journal");
     hooked.all.stop().await;

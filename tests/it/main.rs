@@ -23,6 +23,7 @@ mod house;
 mod interleavings;
 mod journals;
 mod kept;
+mod keys;
 mod lost_answers;
 mod masking;
 mod memory;

@@ -8,7 +8,7 @@ use sqlx::PgPool;
 use tokio::sync::Barrier;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use turnmill::keys::Credentials;
+use turnmill::keys::Keyring;
 use turnmill::turn::Ending;
 use turnmill::worker::{Assignment, Worker, runtime};
 
@@ -18,7 +18,7 @@ use crate::harness::{Fleet, config, settle_and_free, until};
 async fn worker(fleet: &Fleet, turns_max: u32) -> Worker {
     let mut config = config("http://127.0.0.1:1");
     config.worker.turns_max = turns_max.try_into().unwrap();
-    let worker = Worker::register(fleet.store.clone(), Arc::new(config), Credentials::default(), &TaskTracker::new()).await.unwrap();
+    let worker = Worker::register(fleet.store.clone(), Arc::new(config), Keyring::default(), &TaskTracker::new()).await.unwrap();
     worker.lease.begin();
     worker
 }

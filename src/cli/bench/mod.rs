@@ -27,7 +27,7 @@ use tokio_util::task::TaskTracker;
 use super::signals::stop_on_signal;
 use super::{admin, paint};
 use crate::config::Config;
-use crate::keys::Credentials;
+use crate::keys::Keyring;
 use crate::local::e2b;
 use crate::local::postgres::{self, Postgres};
 use crate::store::{self, Claimed, Enqueue, PoolChange, Settle, Store};
@@ -173,7 +173,7 @@ impl Bench {
     /// Turns per second through claim, runtime and settle, without sandboxes.
     async fn drain(&self, store: &Store, config: &Config) -> anyhow::Result<f64> {
         enqueue(store, self.turns, NO_OP).await?;
-        let worker = Worker::register(store.clone(), Arc::new(config.clone()), Credentials::default(), &TaskTracker::new()).await?;
+        let worker = Worker::register(store.clone(), Arc::new(config.clone()), Keyring::default(), &TaskTracker::new()).await?;
         let leased = TaskTracker::new();
         let stop = CancellationToken::new();
         leased.spawn(worker.clone().keep_lease(stop.clone()));
@@ -283,7 +283,7 @@ async fn beside_worker<T>(
     config.e2b.api_url = format!("http://{address}");
     config.e2b.sandbox_url = format!("http://{address}");
     config.e2b.api_key = "local".into();
-    let worker = Worker::register(store.clone(), Arc::new(config), Credentials::default(), &TaskTracker::new()).await?;
+    let worker = Worker::register(store.clone(), Arc::new(config), Keyring::default(), &TaskTracker::new()).await?;
     let stop = CancellationToken::new();
     let running = tokio::spawn(worker.run(stop.clone()));
     let measured = measure.await;
