@@ -234,6 +234,11 @@ pub fn message(prompt: &str, attachments: &[Attachment]) -> Vec<Value> {
     parts
 }
 
+/// As what a workspace is sealed.
+pub fn seal_of_workspace(turn_id: &str) -> String {
+    format!("workspace/{turn_id}")
+}
+
 #[cfg(test)]
 #[path = "files_tests.rs"]
 mod tests;

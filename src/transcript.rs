@@ -14,12 +14,13 @@ pub fn pack(vault: &Vault, turn_id: &str, conversation: &[u8]) -> Sealed {
     let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
     // Into memory: neither can fail.
     let _ = gzip.write_all(conversation);
-    vault.seal(&seal_of(turn_id), gzip.finish().unwrap_or_default())
+    vault.seal(&seal_of_conversation(turn_id), gzip.finish().unwrap_or_default())
 }
 
 /// The same as the agent wrote it; or why that can't be had, for people.
 pub fn unpack(vault: &Vault, turn_id: &str, sealed: Sealed) -> Result<Vec<u8>, String> {
-    let gzip = vault.open(&seal_of(turn_id), sealed).map_err(|why| format!("the saved conversation can't be opened: {why}"))?;
+    let gzip =
+        vault.open(&seal_of_conversation(turn_id), sealed).map_err(|why| format!("the saved conversation can't be opened: {why}"))?;
     let mut conversation = Vec::new();
     GzDecoder::new(gzip.as_slice())
         .read_to_end(&mut conversation)
@@ -27,7 +28,8 @@ pub fn unpack(vault: &Vault, turn_id: &str, sealed: Sealed) -> Result<Vec<u8>, S
     Ok(conversation)
 }
 
-fn seal_of(turn_id: &str) -> String {
+/// As what it is sealed.
+pub fn seal_of_conversation(turn_id: &str) -> String {
     format!("transcript/{turn_id}")
 }
 

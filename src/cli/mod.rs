@@ -112,7 +112,7 @@ pub enum Command {
     Tenant(admin::Tenants),
     /// Show this database's fleet, or give a copied database an identity of its own
     Fleet(admin::FleetArgs),
-    /// Make the keys under which workers seal what the database keeps
+    /// Make and exchange master keys; store the keys that users and tenants bring
     Keys(keys::Keys),
     /// Check what a worker needs, and say what to do about what is missing
     Doctor,
@@ -166,7 +166,7 @@ impl Cli {
             Command::Pool(pools) => pools.run(&config).await,
             Command::Tenant(tenants) => tenants.run(&config).await,
             Command::Fleet(fleet) => fleet.run(&config).await,
-            Command::Keys(keys) => Ok(keys.run()),
+            Command::Keys(keys) => keys.run(&config).await,
             Command::Smoke(smoke) => smoke.run(config).await,
             Command::Doctor => doctor::run(&config).await,
             Command::Demo(demo) => demo.run().await,

@@ -7,7 +7,7 @@
 //! | `bedrock`, `sts`, `bearer` | Amazon Bedrock: a role assumed for some models, and a token made of that |
 //! | `credentials` | what one turn's processes get |
 //! | `own` | the keys of users and tenants, sealed |
-//! | `vault` | seals what the database keeps |
+//! | `vault`, `rotate` | seals what the database keeps; seals it anew |
 //! | `strength` | what can't be a secret |
 
 mod bearer;
@@ -16,6 +16,7 @@ mod credentials;
 mod environment;
 mod keyring;
 mod own;
+mod rotate;
 mod strength;
 mod sts;
 mod vault;
@@ -25,7 +26,8 @@ pub use bedrock::{Bedrock, check_model};
 pub use credentials::{Credentials, KeyKind};
 pub use environment::Environment;
 pub use keyring::{Keyring, Required, Source};
-pub use own::{OwnKey, kind_of, seal_of_own};
+pub use own::{OwnKey, check_own, kind_of, seal_of_own};
+pub use rotate::{Rotated, rotate};
 pub use strength::weakness;
 pub use vault::{Closed, Sealed, Vault};
 

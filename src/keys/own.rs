@@ -1,6 +1,6 @@
 //! Users' and tenants' own keys, as they are kept: sealed as theirs, so that nobody's row opens as another's.
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 
 use super::{Closed, KeyKind, Sealed, Vault};
 
@@ -16,6 +16,13 @@ pub struct OwnKey {
 }
 
 impl OwnKey {
+    /// Seals it as theirs; `None`: there is no master key, and nothing is kept unsealed.
+    pub fn seal(vault: &Vault, tenant_id: &str, user_id: &str, key: &SecretString) -> Option<Self> {
+        vault.sealing()?;
+        let sealed = vault.seal(&seal_of_own(tenant_id, user_id), key.expose_secret().as_bytes().to_vec());
+        Some(Self { tenant_id: tenant_id.to_owned(), user_id: user_id.to_owned(), sealed })
+    }
+
     /// Opens it.
     pub fn open(self, vault: &Vault) -> Result<(KeyKind, SecretString), Closed> {
         let key_id = self.sealed.key_id.clone().unwrap_or_default();
@@ -30,6 +37,17 @@ pub fn seal_of_own(tenant_id: &str, user_id: &str) -> String {
     format!("user_key/{}/{tenant_id}/{user_id}", tenant_id.len())
 }
 
+/// Whether it can be a key: those of Anthropic alone, for it goes there. Says what is wrong, and not what was given.
+pub fn check_own(key: &str) -> Result<(), &'static str> {
+    let rest = key.strip_prefix("sk-ant-").ok_or("the key must be one of Anthropic's, which begin with sk-ant-")?;
+    let good = (8..=1017).contains(&rest.len()) && rest.chars().all(|c| c.is_ascii_alphanumeric() || "_-".contains(c));
+    if good {
+        Ok(())
+    } else {
+        Err("the key is not whole, or more than the key was copied: after sk-ant- it has letters, digits, \"_\" and \"-\"")
+    }
+}
+
 /// What a user's own key is, by its beginning; which its owner can't choose.
 pub fn kind_of(key: &str) -> KeyKind {
     if key.starts_with("sk-ant-oat") { KeyKind::OauthToken } else { KeyKind::ApiKey }
@@ -38,6 +56,15 @@ pub fn kind_of(key: &str) -> KeyKind {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_can_be_no_key_is_refused_and_not_repeated() {
+        for wrong in ["", "sk-ant-", "sk-ant-short", "sk-proj-0123456789abcdef", "sk-ant-api03-abc def", "sk-ant-api03-abc...", "password"]
+        {
+            assert!(wrong.is_empty() || !check_own(wrong).unwrap_err().contains(wrong) || wrong == "sk-ant-", "{wrong}");
+        }
+        assert_eq!(check_own("sk-ant-api03-AbC_-123"), Ok(()));
+    }
 
     #[test]
     fn a_key_opens_as_its_owner_s_only() {

@@ -74,6 +74,11 @@ impl Vault {
         self.keys.first().map(|(id, _)| id.as_str())
     }
 
+    /// Whether it has this key.
+    pub fn has(&self, id: &str) -> bool {
+        self.keys.iter().any(|(known, _)| known == id)
+    }
+
     /// Seals it as `belongs_to`'s, where there is a key.
     pub fn seal(&self, belongs_to: &str, data: Vec<u8>) -> Sealed {
         let Some((id, key)) = self.keys.first() else { return Sealed { key_id: None, data } };

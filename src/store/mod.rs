@@ -31,6 +31,7 @@
 //! | `journals` | what agents printed, word for word |
 //! | `files` | what turns change, and what comes with messages |
 //! | `tenants` | weights and limits |
+//! | `sealed` | what is sealed under which master key, and sealing it anew |
 //! | `listen` | wake-ups |
 //! | `refused` | what the public functions refuse, and why |
 //! | `db` | connections, time limits, PgBouncer |
@@ -62,6 +63,7 @@ mod pools;
 mod previews;
 mod reconcile;
 mod refused;
+mod sealed;
 mod sessions;
 mod settle;
 mod slots;
@@ -108,6 +110,7 @@ pub use pools::{Hold, Pool, PoolAnswer, PoolChange};
 pub use previews::{PreviewPiece, PreviewRow, PreviewWrite};
 pub use reconcile::Correction;
 pub use refused::{Refused, Wrong, refused};
+pub use sealed::{Resealed, SealedCount, SealedKind, SealedRow};
 pub use sessions::{NewSession, SessionFilter, SessionRow};
 pub use settle::{Kept, Retry, Settle};
 pub use slots::Releasing;

@@ -27,13 +27,14 @@ use super::request::token_of;
 use crate::store::{Bounds, NewToken};
 
 /// Everything that a token may be allowed.
-pub const SCOPES: [&str; 8] = [
+pub const SCOPES: [&str; 9] = [
     TurnsRead::NAME,
     TurnsWrite::NAME,
     TurnsCancel::NAME,
     QueueRead::NAME,
     WebhooksRead::NAME,
     WebhooksWrite::NAME,
+    KeysWrite::NAME,
     OpsRead::NAME,
     OpsAct::NAME,
 ];
@@ -87,6 +88,13 @@ impl Scope for WebhooksRead {
 pub struct WebhooksWrite;
 impl Scope for WebhooksWrite {
     const NAME: &'static str = "webhooks:write";
+}
+
+/// Give and forget users' own keys.
+#[derive(Debug)]
+pub struct KeysWrite;
+impl Scope for KeysWrite {
+    const NAME: &'static str = "keys:write";
 }
 
 /// Somebody who may do what `S` says.

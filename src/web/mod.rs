@@ -5,6 +5,7 @@
 //! | `mod` | every route, in one table; what is around them |
 //! | `enqueue`, `turns`, `sessions`, `blocks`, `artifacts`, `queue` | a resource each |
 //! | `webhooks`, `deliveries` | who is told that turns end, and what became of it |
+//! | `keys` | users' own keys to the model |
 //! | `streams` | server-sent events: one reader's backlog, then what the hub tells |
 //! | `hub` | one query for all readers that have caught up |
 //! | `previews` | the second lane: blocks while they grow |
@@ -24,6 +25,7 @@ mod deliveries;
 mod document;
 mod enqueue;
 mod hub;
+mod keys;
 mod ops;
 mod position;
 mod previews;
@@ -47,6 +49,7 @@ use anyhow::Context as _;
 use axum::Router;
 use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::response::IntoResponse as _;
+use secrecy::ExposeSecret as _;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -62,6 +65,7 @@ use queue::{QueueStats, Recent};
 use rights::Rights;
 
 use crate::config::{self, Config};
+use crate::keys::Vault;
 use crate::store::Store;
 use crate::webhooks::Registry;
 
@@ -73,6 +77,8 @@ pub struct App {
     hub: Hub,
     rights: Rights,
     registry: Arc<Registry>,
+    /// Seals users' own keys.
+    vault: Vault,
     /// Whoever can reach it may do everything: on its own machine only.
     open: bool,
     stop: CancellationToken,
@@ -105,6 +111,7 @@ fn table() -> OpenApiRouter<App> {
         .routes(routes!(deliveries::replay_failed))
         .routes(routes!(deliveries::read))
         .routes(routes!(deliveries::replay))
+        .routes(routes!(keys::give, keys::read, keys::forget))
         .routes(routes!(queue::stats))
         .routes(routes!(queue::health))
         .routes(routes!(queue::ready))
@@ -150,7 +157,7 @@ fn cors(origins: &str) -> anyhow::Result<Option<CorsLayer>> {
     let told = ["location", "retry-after", "x-request-id", "idempotency-replayed"].map(HeaderName::from_static);
     let cors = CorsLayer::new()
         .allow_origin(allowed)
-        .allow_methods([Method::GET, Method::POST, Method::PATCH, Method::DELETE])
+        .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
         .allow_headers(asked.into_iter().chain([header::AUTHORIZATION, header::CONTENT_TYPE]).collect::<Vec<_>>())
         .expose_headers(told)
         .max_age(std::time::Duration::from_secs(3600));
@@ -183,6 +190,7 @@ pub struct Web {
     store: Store,
     config: Arc<config::Web>,
     registry: Arc<Registry>,
+    vault: Vault,
     open: bool,
 }
 
@@ -196,8 +204,9 @@ impl Web {
              leave --open out and make a token: turnmill token create NAME"
         );
         let registry = Arc::new(Registry::new(store.clone(), config)?);
+        let vault = Vault::new(config.keys.master.expose_secret())?;
         let listener = TcpListener::bind(at).await.with_context(|| format!("listening on {at}"))?;
-        Ok(Self { listener, store, config: Arc::new(config.web.clone()), registry, open })
+        Ok(Self { listener, store, config: Arc::new(config.web.clone()), registry, vault, open })
     }
 
     /// Where it listens.
@@ -218,6 +227,7 @@ impl Web {
             hub,
             rights,
             registry: self.registry,
+            vault: self.vault,
             open: self.open,
             stop: stop.clone(),
             stats: Arc::default(),

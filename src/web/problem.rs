@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use crate::store::{Refused, Wrong, is_data_error, is_outage, refused};
 
 /// What can be wrong: code, status, title, and what to do about it. The page at /docs shows this table.
-pub const CODES: [(&str, u16, &str, &str); 26] = [
+pub const CODES: [(&str, u16, &str, &str); 27] = [
     ("malformed_json", 400, "The body is not JSON", "Send one JSON value as UTF-8; the detail says where it ends to be one."),
     (
         "invalid_request",
@@ -56,6 +56,12 @@ pub const CODES: [(&str, u16, &str, &str); 26] = [
         "Delete one that nobody needs, or have one receiver pass on what it hears.",
     ),
     ("endpoint_disabled", 409, "The endpoint is disabled", "Enable it first: PATCH it with state: enabled."),
+    (
+        "no_master_key",
+        409,
+        "The server has nothing to seal it with",
+        "Give it and all workers a master key (keys.master): turnmill keys new.",
+    ),
     ("conflict", 409, "It contradicts what is there", "The detail says what is there."),
     ("body_too_large", 413, "The body is too large", "Put large material into files of the project."),
     ("unsupported_media_type", 415, "The body is not announced as JSON", "Send Content-Type: application/json."),

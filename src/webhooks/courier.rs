@@ -183,7 +183,7 @@ impl Courier {
 
     /// With all secrets that are live: while they are exchanged, the receiver has one or the other.
     fn sign(&self, due: &Due) -> Result<String, Closed> {
-        let belongs_to = belongs_to(&due.endpoint_id);
+        let belongs_to = seal_of_endpoint(&due.endpoint_id);
         let sealed = std::iter::once(due.secret.clone()).chain(due.old_secret.clone());
         let secrets = sealed.map(|sealed| self.vault.open(&belongs_to, sealed)).collect::<Result<Vec<_>, _>>()?;
         Ok(signature(&secrets, &due.id, due.now_s, &due.body))
@@ -266,6 +266,6 @@ impl Courier {
 }
 
 /// As what a secret is sealed.
-pub(super) fn belongs_to(endpoint_id: &str) -> String {
+pub fn seal_of_endpoint(endpoint_id: &str) -> String {
     format!("webhook/{endpoint_id}")
 }

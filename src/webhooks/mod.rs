@@ -31,7 +31,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde::Deserialize;
 
-pub use courier::Courier;
+pub use courier::{Courier, seal_of_endpoint};
 pub use guard::{Guard, Lookup};
 pub use registry::{Made, Registry, Wanted};
 pub use sign::{new_secret, signature};

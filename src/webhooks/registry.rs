@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use secrecy::ExposeSecret as _;
 use uuid::Uuid;
 
-use super::courier::belongs_to;
+use super::courier::seal_of_endpoint;
 use super::guard::Guard;
 use super::sign::new_secret;
 use super::{EVENTS, Settings};
@@ -73,7 +73,7 @@ impl Registry {
         events.sort_unstable();
         events.dedup();
         let new = NewEndpoint {
-            secret: self.vault.seal(&belongs_to(&id), bytes),
+            secret: self.vault.seal(&seal_of_endpoint(&id), bytes),
             id: id.clone(),
             url: wanted.url,
             description: wanted.description,
@@ -88,7 +88,7 @@ impl Registry {
     /// Another secret; the one before signs as well for `webhooks.rotation`, or for `keep`. `None`: there is no such endpoint.
     pub async fn rotate(&self, id: &str, keep: Option<Duration>) -> sqlx::Result<Option<Made>> {
         let (bytes, secret) = new_secret();
-        let sealed = self.vault.seal(&belongs_to(id), bytes);
+        let sealed = self.vault.seal(&seal_of_endpoint(id), bytes);
         let until = self.store.rotate_secret(id, &sealed, keep.unwrap_or(self.settings.rotation)).await?;
         Ok(until.map(|until| Made { endpoint_id: id.to_owned(), secret, old_secret_until: Some(until) }))
     }

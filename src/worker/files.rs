@@ -8,7 +8,7 @@ use tracing::warn;
 use super::Worker;
 use super::attempt::{LetGo, persist, persist_free};
 use super::startup::{insist, look};
-use crate::files::{self, Attachment, Damaged, FileRules, Listed, Parcel};
+use crate::files::{self, Attachment, Damaged, FileRules, Listed, Parcel, seal_of_workspace};
 use crate::keys::{Sealed, Vault};
 use crate::sandbox::{AgentExit, AgentState, FilesExit, Sandbox, SandboxError};
 use crate::store::{Artifact, Before, Claimed, TurnFiles, Workspace};
@@ -119,16 +119,12 @@ fn not_kept(policy: &str) -> String {
 async fn unpackable(vault: &Vault, turn_id: &str, saved: Workspace, max_bytes: i64) -> Result<Parcel, String> {
     let gone = saved.deleted.unwrap_or_default();
     let Some(data) = saved.data else { return Ok(Parcel::of_state(None, &[], &gone)) };
-    let data = vault.open(&seal_of(turn_id), Sealed { key_id: saved.key_id, data }).map_err(|why| why.to_string())?;
+    let data = vault.open(&seal_of_workspace(turn_id), Sealed { key_id: saved.key_id, data }).map_err(|why| why.to_string())?;
     // The limit may have been lowered since.
     let max = unpacked_max(max_bytes.max(i64::try_from(data.len()).unwrap_or(i64::MAX)));
     let looked = blocking(move || files::inspect(&data, max, 0, |_, _| {}).map(|members| (data, members))).await?;
     let (data, members) = looked.map_err(|damaged: Damaged| damaged.to_string())?;
     Ok(Parcel::of_state(Some(data.into()), &members, &gone))
-}
-
-fn seal_of(turn_id: &str) -> String {
-    format!("workspace/{turn_id}")
 }
 
 fn unpacked_max(bytes: i64) -> u64 {
@@ -151,7 +147,7 @@ pub(super) async fn keep(worker: &Worker, sandbox: &Sandbox, job: &Claimed, rule
         warn!(turn.id = %job.turn_id, "Not all files of turn {} are kept: {why}", job.turn_id);
     }
     if let Some(archive) = kept.workspace.data.take() {
-        let Sealed { key_id, data } = worker.vault.seal(&seal_of(&job.turn_id), archive);
+        let Sealed { key_id, data } = worker.vault.seal(&seal_of_workspace(&job.turn_id), archive);
         (kept.workspace.key_id, kept.workspace.data) = (key_id, Some(data));
     }
     match persist(|| worker.store.save_files(job, &kept)).await {

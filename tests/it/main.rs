@@ -33,6 +33,7 @@ mod ops_kills;
 mod ops_lists;
 mod ops_transcript;
 mod outages;
+mod own_keys;
 mod previews;
 mod properties;
 mod queue;

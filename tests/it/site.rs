@@ -27,6 +27,7 @@ pub struct Site {
     stop: CancellationToken,
     serving: Option<JoinHandle<anyhow::Result<()>>>,
     hears: bool,
+    master: String,
     open: bool,
     change: Arc<dyn Fn(&mut config::Web) + Send + Sync>,
 }
@@ -74,6 +75,7 @@ impl Site {
             serving: None,
             hears: true,
             open: false,
+            master: String::new(),
             change: Arc::new(change),
         };
         site.serve("127.0.0.1:0").await;
@@ -84,6 +86,14 @@ impl Site {
     pub async fn that_hears_nothing(mut self) -> Self {
         self.stop().await;
         self.hears = false;
+        self.serve("127.0.0.1:0").await;
+        self
+    }
+
+    /// With a master key.
+    pub async fn that_seals(mut self, master: &str) -> Self {
+        self.stop().await;
+        master.clone_into(&mut self.master);
         self.serve("127.0.0.1:0").await;
         self
     }
@@ -101,6 +111,7 @@ impl Site {
         let mut config = Config::load(None).unwrap();
         config.web.listen = listen.parse().unwrap();
         config.webhooks.allow_loopback();
+        config.keys.master = self.master.clone().into();
         (self.change)(&mut config.web);
         // A LISTEN keeps a connection for good: one of its own, as the server's process has it.
         let url = self.fleet.pool.connect_options().to_url_lossy().to_string();
