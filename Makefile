@@ -43,6 +43,10 @@ test-example: setup ## the Next.js example, built and started, in front of a fle
 test-claude: setup ## the real Claude Code CLI in local sandboxes
 	@scripts/with-postgres scripts/test-claude
 
+.PHONY: test-aws
+test-aws: setup ## Bedrock's keys against moto and AWS' own token generator
+	@scripts/test-aws
+
 .PHONY: fuzz
 fuzz: setup ## the parser of what agents print under a fuzzer; SECONDS=30
 	@scripts/fuzz $(or $(SECONDS),30)
@@ -66,7 +70,7 @@ lint: setup ## formatting, clippy, docs, .sqlx, dependencies
 	@$(CARGO) fmt --check
 	@$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
 	@$(CARGO) clippy --locked --all-targets -- -D warnings
-	@$(CARGO) clippy --locked --test claude --test browser --test chaos -- -D warnings
+	@$(CARGO) clippy --locked --test claude --test browser --test chaos --test aws -- -D warnings
 	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --quiet
 	@scripts/with-postgres scripts/sqlx-prepare --check
 	@scripts/deny
