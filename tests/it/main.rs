@@ -14,6 +14,7 @@ mod complaints;
 mod crash;
 mod end_to_end;
 mod enqueue;
+mod environments;
 mod fairness;
 mod faults;
 mod fence;
