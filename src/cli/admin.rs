@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 
 use super::{paint, store};
 use crate::config::Config;
+use crate::keys::check_allowed;
 use crate::store::{PoolChange, TenantChange};
 
 /// Brings the schema up to date.
@@ -104,6 +105,13 @@ struct PoolSet {
     /// Days for which what agents print is kept word for word (turnmill journal); 0: not at all
     #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(i32).range(0..=3650))]
     journal_days: Option<i32>,
+    /// Whether the agent's key stays out of the sandbox: E2B adds it to requests for the model on their way out
+    #[arg(long, value_parser = ["on", "off"])]
+    inject_key: Option<String>,
+    /// What a sandbox may reach besides its model: host names (*.example.com too), addresses and networks, split at commas;
+    /// "none", or "all" (the default)
+    #[arg(long, value_name = "HOSTS", value_parser = egress)]
+    egress_allow: Option<EgressAllow>,
     /// Take no more turns from it
     #[arg(long, conflicts_with = "resume")]
     pause: bool,
@@ -184,6 +192,22 @@ fn hook(value: &str) -> Result<Hook, String> {
     }))
 }
 
+/// What may be reached; `None`: everything.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct EgressAllow(Option<Vec<String>>);
+
+fn egress(value: &str) -> Result<EgressAllow, String> {
+    match value {
+        "all" => Ok(EgressAllow(None)),
+        "none" => Ok(EgressAllow(Some(Vec::new()))),
+        words => {
+            let words: Vec<String> = words.split(',').map(|word| word.trim().to_owned()).collect();
+            words.iter().try_for_each(|word| check_allowed(word))?;
+            Ok(EgressAllow(Some(words)))
+        }
+    }
+}
+
 impl Pools {
     /// Runs it.
     pub async fn run(self, config: &Config) -> anyhow::Result<ExitCode> {
@@ -216,6 +240,8 @@ impl Pools {
                 files_exclude: set.files_exclude,
                 previews: set.previews.map(|word| word == "on"),
                 journal_days: set.journal_days,
+                inject_key: set.inject_key.map(|word| word == "on"),
+                egress_allow: set.egress_allow.map(|allow| allow.0),
             };
             let made = store.set_pool(&set.name, &change).await.with_context(|| format!("pool \"{}\" was not changed", set.name))?;
             anstream::println!("{} {}.", if made { "Made pool" } else { "Changed pool" }, set.name);

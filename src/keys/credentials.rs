@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use secrecy::{ExposeSecret as _, SecretString};
 
+use super::STAND_IN;
+
 /// The project's token, for the hooks that move its files.
 pub(super) const PROJECT_TOKEN: &str = "USPARK_TOKEN";
 
@@ -71,8 +73,9 @@ impl Credentials {
         self.key.iter().map(|(_, key)| key).chain(&self.project_token)
     }
 
-    /// Adds the secrets to an agent's environment, which its own shell can read. Of a base URL the pool's own stays.
-    pub fn add_to(&self, environment: &mut BTreeMap<String, String>) {
+    /// Adds the secrets to an agent's environment, which its own shell can read; where they are added `outside`, a stand-in. Of a
+    /// base URL the pool's own stays.
+    pub fn add_to(&self, environment: &mut BTreeMap<String, String>, outside: bool) {
         for (name, value) in &self.settings {
             match *name {
                 "ANTHROPIC_BASE_URL" => _ = environment.entry((*name).to_owned()).or_insert_with(|| value.clone()),
@@ -80,7 +83,8 @@ impl Credentials {
             }
         }
         if let Some((kind, key)) = &self.key {
-            environment.insert(kind.variable().to_owned(), key.expose_secret().to_owned());
+            let key = if outside { STAND_IN } else { key.expose_secret() };
+            environment.insert(kind.variable().to_owned(), key.to_owned());
         }
     }
 

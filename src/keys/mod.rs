@@ -6,6 +6,7 @@
 //! | `keyring` | a worker's sources of keys, in their order |
 //! | `bedrock`, `sts`, `bearer` | Amazon Bedrock: a role assumed for some models, and a token made of that |
 //! | `credentials` | what one turn's processes get |
+//! | `egress` | the key outside of the sandbox, and what may be reached from there |
 //! | `own` | the keys of users and tenants, sealed |
 //! | `vault`, `rotate` | seals what the database keeps; seals it anew |
 //! | `strength` | what can't be a secret |
@@ -13,6 +14,7 @@
 mod bearer;
 mod bedrock;
 mod credentials;
+mod egress;
 mod environment;
 mod keyring;
 mod own;
@@ -24,6 +26,7 @@ mod vault;
 pub use bearer::bearer_token;
 pub use bedrock::{Bedrock, check_model};
 pub use credentials::{Credentials, KeyKind};
+pub use egress::{Egress, STAND_IN, check_allowed};
 pub use environment::Environment;
 pub use keyring::{Keyring, Required, Source};
 pub use own::{OwnKey, check_own, kind_of, seal_of_own};

@@ -216,7 +216,12 @@ slot AS (
                 'turnmill_fleet', (SELECT f.id FROM turnmill.fleet f),
                 'turnmill_pool', p.name,
                 'turnmill_turn', t.turn_id,
-                'turnmill_nonce', 'tm-' || s.id || '-' || t.epoch)) WHEN 'paused' THEN z.create_request ELSE s.create_request END
+                'turnmill_nonce', 'tm-' || s.id || '-' || t.epoch))
+            -- Limited from its first moment; its model and the key are added later, and not stored.
+            || CASE WHEN p.egress_allow IS NOT NULL
+                    THEN jsonb_build_object('network', jsonb_build_object('allowOut', p.egress_allow, 'denyOut', ARRAY['0.0.0.0/0']))
+                    WHEN p.inject_key THEN jsonb_build_object('network', jsonb_build_object()) ELSE jsonb_build_object() END
+          WHEN 'paused' THEN z.create_request ELSE s.create_request END
     FROM taken t
     JOIN turnmill.jobs j ON j.turn_id = t.turn_id
     JOIN turnmill.pools p ON p.name = j.pool
@@ -274,6 +279,8 @@ SELECT job.turn_id            AS "turn_id!",
        pool.agent             AS "agent!",
        pool.agent_env         AS "agent_env!",
        pool.workdir           AS "workdir?",
+       pool.inject_key        AS "inject_key!",
+       pool.egress_allow      AS "egress_allow?",
        pool.previews          AS "previews!",
        pool.journal_days > 0  AS "keeps_journal!",
        pool.api_version       AS "api_version?",

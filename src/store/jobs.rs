@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Fenced, Store};
-use crate::keys::Sealed;
+use crate::keys::Egress;
 
 /// A job that this worker holds, with all that it needs to act.
 #[derive(Debug, Clone)]
@@ -71,6 +71,8 @@ pub struct Claimed {
     pub workdir: Option<String>,
     /// `v1` or `v2` of E2B's create; `None` = as the worker is configured.
     pub api_version: Option<String>,
+    /// What its sandbox may reach, and whether the key is in it.
+    pub egress: Egress,
     /// Readers may watch its blocks grow.
     pub previews: bool,
     /// What its agent prints is kept word for word.
@@ -161,6 +163,7 @@ impl Store {
                 transcript_max_bytes: r.transcript_max_bytes,
                 forgets: r.forgets,
                 workdir: r.workdir,
+                egress: Egress { inject_key: r.inject_key, allow: r.egress_allow },
                 previews: r.previews,
                 keeps_journal: r.keeps_journal,
                 api_version: r.api_version,

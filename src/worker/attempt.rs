@@ -203,8 +203,9 @@ async fn run_agent(
     let start = launch(worker, job, &key, &memory, &luggage);
     // They may be large, and the turn may be long.
     drop((memory, luggage));
-    secrets.add(worker, job, worker.credentials.secrets()).await?;
-    copier.hide(secrets.mask().clone());
+    if let Some(happened) = startup::limit(worker, job, &sandbox, &key, &start).await? {
+        return Ok(happened);
+    }
     let started = startup::start(worker, job, &sandbox, &start).await?;
     drop(start);
     let probe = match started {

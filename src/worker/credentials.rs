@@ -54,6 +54,7 @@ fn nowhere(order: &[Source]) -> KeyTrouble {
     KeyTrouble::lasting("no_credentials", format!("there is none: give one of {}", places.join("; ")))
 }
 
-fn no_key(trouble: KeyTrouble) -> Happened {
+/// What it means for the turn.
+pub(super) fn no_key(trouble: KeyTrouble) -> Happened {
     Happened::NoKey { error: TurnError::new(trouble.code, trouble.text), passing: trouble.passing }
 }

@@ -33,7 +33,7 @@ pub(super) fn launch(worker: &Worker, job: &Claimed, credentials: &Credentials, 
         // Claude Code answers a message that it has seen with nothing, unless told to go on where it stopped.
         environment.insert("CLAUDE_CODE_RESUME_INTERRUPTED_TURN".to_owned(), "1".to_owned());
     }
-    credentials.add_to(&mut environment);
+    credentials.add_to(&mut environment, job.egress.inject_key);
     let input = json!({
         "type": "user",
         "uuid": job.message_uuid,

@@ -12,6 +12,7 @@ mod captures;
 mod commands;
 mod complaints;
 mod crash;
+mod egress;
 mod end_to_end;
 mod enqueue;
 mod environments;

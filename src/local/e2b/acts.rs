@@ -29,7 +29,7 @@ pub(super) struct Acts {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Fault {
-    /// `create`, `get`, `list`, `timeout`, `kill`, `pause`, `connect`, `start`, `stream`, `upload`, `download`,
+    /// `create`, `get`, `list`, `timeout`, `kill`, `pause`, `connect`, `network`, `start`, `stream`, `upload`, `download`,
     /// `template` or `build`.
     on: String,
     /// How often.

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::sandboxes::{Known, Record, Sandbox};
-use super::{App, fault, fault_with_code};
+use super::{App, fault, fault_with_code, network};
 
 /// The longest run of E2B's Pro plan.
 pub(super) const TIMEOUT_MAX_S: u64 = 24 * 3600;
@@ -80,6 +80,9 @@ fn created(app: &App, request: &Value, key: Option<String>, timeout_s: i64) -> R
         Ok(1..) => return fault(StatusCode::BAD_REQUEST, "Timeout cannot be greater than 24 hours"),
         _ => return fault(StatusCode::BAD_REQUEST, "timeout must be greater than 0"),
     };
+    if let Some(wrong) = network::wrong(&create.network) {
+        return fault(StatusCode::BAD_REQUEST, &wrong);
+    }
     if let Some(full) = at_limit(app) {
         return full;
     }

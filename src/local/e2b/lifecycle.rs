@@ -14,7 +14,7 @@ use super::acts::now_ms;
 use super::control::{TIMEOUT_MAX_S, allowed, at_limit, described_now, time, unknown};
 use super::envd::machine_metrics;
 use super::sandboxes::Sandbox;
-use super::{App, fault};
+use super::{App, fault, network};
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Timeout {
@@ -146,11 +146,18 @@ pub(super) async fn set_network(
     if let Err(refused) = allowed(&app, &headers) {
         return refused;
     }
-    let Some(sandbox) = app.sandboxes.get(&id) else { return unknown(&id) };
-    match sandbox.set_network(network) {
-        Ok(()) => StatusCode::NO_CONTENT.into_response(),
-        Err(error) => fault(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error:#}")),
-    }
+    let set = async {
+        let Some(sandbox) = app.sandboxes.get(&id) else { return unknown(&id) };
+        if let Some(wrong) = network::wrong(&network) {
+            return fault(StatusCode::BAD_REQUEST, &wrong);
+        }
+        app.acts.note("network", &id, network::without_values(&network));
+        match sandbox.set_network(network) {
+            Ok(()) => StatusCode::NO_CONTENT.into_response(),
+            Err(error) => fault(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error:#}")),
+        }
+    };
+    app.acts.perform("network", set).await
 }
 
 /// `GET /sandboxes/{id}/metrics`: one reading, of this machine.

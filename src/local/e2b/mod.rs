@@ -24,6 +24,7 @@ mod files;
 mod filesystem;
 mod kill;
 mod lifecycle;
+mod network;
 mod process;
 mod sandboxes;
 mod simulated;
