@@ -70,7 +70,11 @@ async fn the_key_is_added_outside_and_neither_sandbox_nor_database_nor_ledger_ha
     // Whoever adopts a turn whose agent runs leaves alone what that has; his own key is for the next.
     all.worker.stop().await;
     let worker = worker(&all.fleet, &all.e2b, "sk-ant-the-next-one").await;
-    until("adopted", || async { (all.fleet.taken(&turn).await.len() > 1).then_some(()) }).await;
+    until("the adopter follows the agent", || async {
+        let history = all.fleet.history(&turn).await;
+        history.get(1).is_some_and(|attempt| !attempt["agent_at"].is_null()).then_some(())
+    })
+    .await;
     assert_eq!(network(&all.e2b, &sandbox).await, expected);
     std::fs::write(all.e2b.dir.path().join("go"), "").unwrap();
     assert_eq!(all.fleet.ended(&turn).await.error_message, None);
