@@ -353,19 +353,6 @@ impl Sandbox {
         }
     }
 
-    /// Says what may be reached from it, and what is added on the way: E2B's own body. `Refused` where the server has no such thing.
-    pub async fn limit(&self, network: &serde_json::Value) -> Result<(), SandboxError> {
-        match self.client.set_network(&self.id, network).await {
-            Ok(true) => Ok(()),
-            Ok(false) if self.exists().await? => Err(SandboxError::Refused(
-                "the server knows no PUT /sandboxes/{id}/network; turnmill pool set NAME --inject-key off --egress-allow all".to_owned(),
-            )),
-            Ok(false) => Err(SandboxError::Gone),
-            Err(error @ (e2b::ApiError::Refused(_) | e2b::ApiError::Unauthorized(_))) => Err(SandboxError::Refused(error.to_string())),
-            Err(error) => Err(SandboxError::Unreachable(error.to_string())),
-        }
-    }
-
     /// Whether E2B still knows it, and lets it run; `Err` when it can't be asked. Absence in a list never counts.
     pub async fn exists(&self) -> Result<bool, SandboxError> {
         let gone_or = |error: e2b::ApiError| SandboxError::Unreachable(error.to_string());

@@ -94,7 +94,9 @@ async fn keys(report: &mut Report, config: &Config) {
             Source::Fixed => keyring.fixed().map(|credentials| credentials.key().map_or("", |(kind, _)| kind.variable()).to_owned()),
             Source::Bedrock => match keyring.bedrock() {
                 Some(bedrock) => match bedrock.credentials(None, Duration::ZERO).await {
-                    Ok(_) => Some(bedrock.describe()),
+                    Ok(_) => {
+                        Some(format!("{}, for turns of up to {} s (turn_timeout_s)", bedrock.describe(), bedrock.turn_max().as_secs()))
+                    }
                     Err(trouble) => {
                         return report.bad("model key", &format!("{}: {} ({})", bedrock.describe(), trouble.text, trouble.code));
                     }

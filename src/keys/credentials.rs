@@ -1,8 +1,8 @@
 //! What one turn's processes get: the agent the key to its model, the hooks the project's token; neither gets the other's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::{ExposeSecret, SecretString};
 
 use super::STAND_IN;
 
@@ -41,6 +41,8 @@ pub struct Credentials {
     /// What is no secret: which model, where it is.
     settings: Vec<(&'static str, String)>,
     project_token: Option<SecretString>,
+    /// What the turn's attempts before were given, by whomever.
+    before: Vec<SecretString>,
 }
 
 impl Credentials {
@@ -68,9 +70,28 @@ impl Credentials {
         self.key.as_ref().map(|(kind, key)| (*kind, key))
     }
 
-    /// Every secret value that the turn's processes get, the agent's and the hooks': what must never be stored or logged.
+    /// And knowing what the turn's attempts before were given, which its processes may say still.
+    #[must_use]
+    pub fn and_known(mut self, before: Vec<SecretString>) -> Self {
+        self.before = before;
+        self
+    }
+
+    /// Every secret value that the turn's processes get or got, the agent's and the hooks': what must never be stored or logged.
     pub fn secrets(&self) -> impl Iterator<Item = &SecretString> {
-        self.key.iter().map(|(_, key)| key).chain(&self.project_token)
+        self.key.iter().map(|(_, key)| key).chain(&self.project_token).chain(&self.before)
+    }
+
+    /// The same in one piece, each once, to be sealed.
+    pub fn pack(&self) -> Vec<u8> {
+        let each: BTreeSet<&str> = self.secrets().map(ExposeSecret::expose_secret).collect();
+        each.into_iter().flat_map(|secret| [secret, "\0"].concat().into_bytes()).collect()
+    }
+
+    /// And back.
+    pub fn unpack(packed: &[u8]) -> Vec<SecretString> {
+        let text = String::from_utf8_lossy(packed);
+        text.split_terminator('\0').map(|secret| secret.to_owned().into()).collect()
     }
 
     /// Adds the secrets to an agent's environment, which its own shell can read; where they are added `outside`, a stand-in. Of a

@@ -279,6 +279,7 @@ impl Store {
             self.sweep_workers().await,
             self.drop_old_previews().await,
             self.forget_journals().await,
+            self.forget_secrets().await,
         ];
         done.into_iter().collect()
     }

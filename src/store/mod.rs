@@ -27,6 +27,7 @@
 //! | `workers` | register, renew, release |
 //! | `pools`, `fleet` | configuration that lives in the database |
 //! | `reconcile` | what E2B says against the slots |
+//! | `turn_secrets` | what a running turn's processes were given |
 //! | `transcripts` | what agents remember |
 //! | `journals` | what agents printed, word for word |
 //! | `files` | what turns change, and what comes with messages |
@@ -71,6 +72,7 @@ mod tenants;
 mod timeline;
 mod tokens;
 mod transcripts;
+mod turn_secrets;
 mod turns;
 mod visits;
 mod webhooks;

@@ -15,7 +15,7 @@ const ABOUT: &str = "Runs coding-agent turns durably. A *session* is a conversat
 everything the agent does about it; its answer are *blocks*, in order, while they come.\n\nErrors are `application/problem+json` \
 (RFC 9457) with a stable `code`. Every answer has an `X-Request-Id`. What a token can't reach looks as if it were not there.";
 
-const METHODS: [&str; 4] = ["get", "post", "patch", "delete"];
+const METHODS: [&str; 5] = ["get", "post", "put", "patch", "delete"];
 
 /// What the handlers don't say themselves.
 pub fn base() -> OpenApi {

@@ -14,8 +14,7 @@ use super::follow::Copier;
 use super::journal::Copied;
 use super::launch::launch;
 use super::running::Cancel;
-use super::secrets::Secrets;
-use super::{Assignment, Worker, follow, startup, upkeep};
+use super::{Assignment, Worker, follow, network, startup, upkeep};
 use crate::block::Block;
 use crate::keys::Credentials;
 use crate::sandbox::SandboxError;
@@ -195,6 +194,7 @@ async fn run_agent(
         // It has what it was started with.
         Err(_) => Credentials::default(),
     };
+    let key = key.and_known(credentials::given_before(worker, job).await?);
     let (memory, forgotten) = context::recall(worker, job, past).await?;
     let luggage = files::gather(worker, job, &sandbox).await?;
     context::tell(worker, job, &[("conversation", forgotten.as_deref()), ("files", luggage.lost.as_deref())]).await?;
@@ -203,7 +203,8 @@ async fn run_agent(
     let start = launch(worker, job, &key, &memory, &luggage);
     // They may be large, and the turn may be long.
     drop((memory, luggage));
-    if let Some(happened) = startup::limit(worker, job, &sandbox, &key, &start).await? {
+    credentials::note(worker, job, &key).await?;
+    if let Some(happened) = network::limit(worker, job, &sandbox, &key, &start).await? {
         return Ok(happened);
     }
     let started = startup::start(worker, job, &sandbox, &start).await?;

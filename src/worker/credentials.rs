@@ -1,7 +1,10 @@
 //! The key of a turn's agent: from the first source that has one.
 
+use secrecy::SecretString;
+use tracing::warn;
+
 use super::Worker;
-use super::attempt::{LetGo, persist_free};
+use super::attempt::{LetGo, persist, persist_free};
 use crate::keys::{Bedrock, Credentials, KeyTrouble, Source};
 use crate::store::Claimed;
 use crate::turn::{Happened, TurnError};
@@ -28,6 +31,34 @@ pub(super) async fn find(worker: &Worker, job: &Claimed) -> Result<Result<Creden
         return Ok(Err(no_key(nowhere(worker.keyring.order()))));
     }
     Ok(Ok(worker.keyring.for_hooks(Credentials::default())))
+}
+
+/// What the attempts of this turn so far were given: whoever adopts it, or starts the agent again, has to know that too.
+pub(super) async fn given_before(worker: &Worker, job: &Claimed) -> Result<Vec<SecretString>, LetGo> {
+    if job.unseen {
+        return Ok(Vec::new());
+    }
+    let mut all = Vec::new();
+    for sealed in persist_free(|| worker.store.noted_secrets(&job.turn_id)).await? {
+        match worker.vault.open(&seal_of(job), sealed) {
+            Ok(packed) => all.extend(Credentials::unpack(&packed)),
+            Err(closed) => warn!(turn.id = %job.turn_id, "What turn {} was started with is not known: {closed}", job.turn_id),
+        }
+    }
+    Ok(all)
+}
+
+/// Notes what this attempt is started with, where there is a key to seal it; beside what it was started with by others.
+pub(super) async fn note(worker: &Worker, job: &Claimed, credentials: &Credentials) -> Result<(), LetGo> {
+    if worker.vault.sealing().is_none() || credentials.secrets().next().is_none() {
+        return Ok(());
+    }
+    let sealed = worker.vault.seal(&seal_of(job), credentials.pack());
+    persist(|| worker.store.note_secrets(job, &sealed)).await
+}
+
+fn seal_of(job: &Claimed) -> String {
+    format!("turn_secrets/{}", job.turn_id)
 }
 
 async fn of_bedrock(bedrock: &Bedrock, job: &Claimed) -> Result<Credentials, KeyTrouble> {

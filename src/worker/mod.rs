@@ -7,6 +7,7 @@
 //! | `attempt` | one worker's time with one turn, on one page |
 //! | `startup` | a sandbox for it, made or found again |
 //! | `launch` | what the agent is started with |
+//! | `network` | what its sandbox may reach, and the key on its way out |
 //! | `credentials` | its key |
 //! | `context` | the conversation of the turns before, brought in and kept |
 //! | `follow` | journal → lines → blocks → writer, until the agent has ended |
@@ -33,6 +34,7 @@ mod journal;
 mod launch;
 mod lease;
 mod lines;
+mod network;
 mod news;
 mod previews;
 mod pulse;

@@ -4,16 +4,12 @@
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
-use secrecy::ExposeSecret as _;
-use serde_json::json;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
 
 use super::Worker;
 use super::attempt::{Held, LetGo, persist, unless_fenced};
-use super::credentials::no_key;
 use crate::e2b::{self, ApiError, ApiVersion, CreateError};
-use crate::keys::Credentials;
 use crate::sandbox::{AgentState, Launch, Probe, Sandbox, SandboxError};
 use crate::store::{Claimed, Taken};
 use crate::turn::{Happened, StartupFailure, TurnError};
@@ -56,46 +52,6 @@ pub(super) async fn start(worker: &Worker, job: &Claimed, sandbox: &Sandbox, lau
         Err(error @ (SandboxError::Gone | SandboxError::Unreachable(_))) => Err(Happened::SandboxLost(error.to_string())),
         Err(error) => Err(not_ready(job, sandbox.envd_version(), &error)),
     })
-}
-
-/// Says what the sandbox may reach, and adds the key to what leaves it, before the agent is there; why that failed. An agent that
-/// runs keeps what it was started with.
-pub(super) async fn limit(
-    worker: &Worker,
-    job: &Claimed,
-    sandbox: &Sandbox,
-    credentials: &Credentials,
-    launch: &Launch,
-) -> Result<Option<Happened>, LetGo> {
-    let network = match job.egress.network(credentials, &launch.environment) {
-        Ok(network) => network,
-        Err(trouble) => return Ok(Some(no_key(trouble))),
-    };
-    // What a sandbox from before may reach still, though its pool says nothing about it any more.
-    let network = network.or_else(|| job.create_request.get("network").filter(|_| job.holds.is_some()).map(|_| json!({})));
-    let Some(network) = network else { return Ok(None) };
-    if !job.unseen && !never_started(worker, sandbox).await? {
-        return Ok(None);
-    }
-    let act = async || sandbox.limit(&network).await;
-    let error = match insist(sandbox, worker.config.worker.ready_deadline, act).await? {
-        Ok(()) => return Ok(None),
-        Err(error) => error,
-    };
-    let text = without_secrets(&format!("what its sandbox may reach can't be set: {error}"), credentials);
-    Ok(Some(match &job.sandbox_id {
-        None if matches!(error, SandboxError::Refused(_)) => {
-            Happened::StartupFailed(StartupFailure::Config(TurnError::new("sandbox_config", text)))
-        }
-        Some(_) if job.unseen => Happened::StartupFailed(StartupFailure::NotKept(TurnError::new("sandbox_not_kept", text))),
-        Some(_) => Happened::SandboxLost(text),
-        None => Happened::StartupFailed(StartupFailure::Retry(TurnError::new("sandbox_network", text))),
-    }))
-}
-
-/// A server may repeat what it does not take.
-fn without_secrets(text: &str, credentials: &Credentials) -> String {
-    credentials.secrets().fold(text.to_owned(), |text, secret| text.replace(secret.expose_secret(), "***"))
 }
 
 /// Whether nobody has started the agent of this attempt yet.

@@ -134,10 +134,25 @@ async fn the_doctor_finds_what_is_wrong_and_what_is_not(pool: PgPool) {
     let url = pool.connect_options().to_url_lossy().to_string();
     let all = Running::start(pool).await;
     let mut doctor = turnmill(&["doctor"]);
-    doctor.env("DATABASE_URL", &url).env("E2B_API_KEY", "k").env("E2B_API_URL", &all.e2b.url);
+    // By the name that the seed has for it.
+    doctor
+        .env("DATABASE_URL", &url)
+        .env("E2B_API_TOKEN", "e2b_0000")
+        .env("CLAUDE_API_KEY", "sk-ant-of-the-doctor")
+        .env("E2B_API_URL", &all.e2b.url);
     let healthy = doctor.output().await.unwrap();
     assert!(healthy.status.success(), "{}", said(&healthy));
-    assert!(said(&healthy).contains("1 alive"), "{}", said(&healthy));
+    for words in ["1 alive", "E2B_API_KEY, from E2B_API_TOKEN", "ANTHROPIC_API_KEY, from CLAUDE_API_KEY", "every turn's: ANTHROPIC_API_KEY"]
+    {
+        assert!(said(&healthy).contains(words), "{}", said(&healthy));
+    }
+    assert!(!said(&healthy).contains("sk-ant-of") && !said(&healthy).contains("e2b_0000"), "{}", said(&healthy));
+    fails(
+        turnmill(&["doctor"]).env("E2B_API_TOKEN", "e2b_0000").env("E2B_API_KEY", "e2b_1111"),
+        &["E2B_API_KEY and E2B_API_TOKEN have different values"],
+    )
+    .await;
+    fails(turnmill(&["doctor"]).env("CLAUDE_API_KEY", "changeme"), &["CLAUDE_API_KEY is a word that anybody would try"]).await;
     let sick = doctor.env("E2B_API_URL", "http://127.0.0.1:1").output().await.unwrap();
     assert!(!sick.status.success() && said(&sick).contains("check E2B_API_KEY, E2B_API_URL"), "{}", said(&sick));
     all.stop().await;

@@ -296,6 +296,39 @@ async fn half_a_configuration_of_bedrock_is_said_in_one_sentence() {
     assert_eq!(credentials.secrets().map(ExposeSecret::expose_secret).collect::<Vec<_>>(), ["sk-ant-fixed"]);
 }
 
+/// The worker before had other keys: what its agent says of them must be known for what it is.
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn whoever_adopts_a_turn_can_know_what_it_was_started_with_and_nobody_afterwards(pool: PgPool) {
+    let master = Vault::new_key("m1");
+    let vault = Vault::new(&master).unwrap();
+    let all = start(pool, &[("ANTHROPIC_API_KEY", "sk-ant-the-first"), ("USPARK_TOKEN", "tok-the-first")], |config| {
+        config.keys.master = master.clone().into();
+    })
+    .await;
+    let go = all.e2b.dir.path().join("go");
+    let agent = format!("echo '{{\"type\":\"content\",\"text\":\"x\"}}'; until [ -e {} ]; do sleep 0.05; done", go.display());
+    let change = PoolChange { agent: Some(["bash", "-c", &agent].map(str::to_owned).to_vec()), ..PoolChange::default() };
+    all.fleet.store.set_pool("default", &change).await.unwrap();
+    let turn = all.fleet.enqueue("x").await.turn_id;
+    all.fleet.has_blocks(&turn, 1).await;
+    let noted = async || {
+        let rows = all.fleet.store.noted_secrets(&turn).await.unwrap();
+        let open = |sealed| String::from_utf8(vault.open(&format!("turn_secrets/{turn}"), sealed).unwrap()).unwrap();
+        rows.into_iter().map(open).collect::<Vec<_>>()
+    };
+    assert_eq!(noted().await, ["sk-ant-the-first\0tok-the-first\0"]);
+    all.worker.stop().await;
+    let mut second = Config { environment: environment(&[("ANTHROPIC_API_KEY", "sk-ant-the-second")]), ..config(&all.e2b.url) };
+    second.keys.master = master.clone().into();
+    let worker = RunningWorker::with_keys(&all.fleet, second).await;
+    until("the adopter knows both", || async { (noted().await == ["sk-ant-the-first\0sk-ant-the-second\0tok-the-first\0"]).then_some(()) })
+        .await;
+    std::fs::write(&go, "").unwrap();
+    assert_eq!(all.fleet.ended(&turn).await.error_message, None);
+    until("they are forgotten", || async { noted().await.is_empty().then_some(()) }).await;
+    Running { worker, fleet: all.fleet, e2b: all.e2b }.stop().await;
+}
+
 /// An STS that gives the same to everybody, or refuses.
 struct Sts {
     url: String,
