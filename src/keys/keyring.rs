@@ -22,11 +22,11 @@ pub enum Source {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Required {
     /// If its agent is not Claude Code, or the pool's own environment has a key.
-    #[default]
     Auto,
     /// No.
     Always,
     /// Yes.
+    #[default]
     Never,
 }
 
@@ -42,7 +42,7 @@ const OF_A_POOL: [&str; 8] = [
     "CLAUDE_CODE_API_KEY_FILE_DESCRIPTOR",
 ];
 
-/// The sources of one worker.
+/// The sources of one worker. By default none, and none is needed.
 #[derive(Debug, Default)]
 pub struct Keyring {
     order: Vec<Source>,

@@ -106,3 +106,26 @@ async fn the_first_dev_stays_the_one_that_is_found_and_a_dead_one_is_said_to_be(
     first.kill().await.unwrap();
     fails(&mut here(place.path(), &["turns"]), &["the `turnmill dev` that was here is gone", "start it again"]).await;
 }
+
+/// The seed's own way to give a key in development.
+#[tokio::test]
+async fn dev_finds_a_key_in_env_local_and_says_where_and_not_what() {
+    let place = passable_tempdir("turnmill-test-").unwrap();
+    let bin = place.path().join("bin");
+    std::fs::create_dir(&bin).unwrap();
+    std::fs::write(bin.join("claude"), "#!/bin/sh\n").unwrap();
+    std::fs::write(place.path().join(".env.local"), "DATABASE_URL=postgres://127.0.0.1:1/theirs\nCLAUDE_API_KEY=sk-ant-of-the-app\n")
+        .unwrap();
+    let mut command = here(place.path(), &["dev"]);
+    command.current_dir(place.path()).env("PATH", format!("{}:{}", bin.display(), std::env::var("PATH").unwrap()));
+    for name in ["ANTHROPIC_API_KEY", "CLAUDE_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN"] {
+        command.env_remove(name);
+    }
+    let (mut dev, text) = start(command, "psql").await;
+    assert!(text.contains("claude, with CLAUDE_API_KEY in .env.local") && !text.contains("sk-ant-of-the-app"), "{text}");
+    send(Signal::TERM, &dev);
+    assert!(dev.wait().await.unwrap().success());
+    std::fs::remove_file(place.path().join(".env.local")).unwrap();
+    std::fs::remove_dir_all(bin).unwrap();
+    nothing_is_left(place.path()).await;
+}
