@@ -76,7 +76,7 @@ impl Dev {
 
         config.webhooks.allow_loopback();
         config.environment.fill_in_from(Path::new(".env.local"))?;
-        let keyring = Keyring::new(&config)?;
+        let keyring = super::keyring(&config)?;
         let agent = self.agent(&keyring);
         let change = PoolChange { cap: Some(self.cap), agent: agent.clone(), previews: Some(true), ..PoolChange::default() };
         store.set_pool("default", &change).await?;

@@ -34,7 +34,7 @@ use clap::{Args, Parser, Subcommand};
 use secrecy::ExposeSecret as _;
 
 use crate::config::Config;
-use crate::keys::Credentials;
+use crate::keys::Keyring;
 use crate::store::{PATIENCE, Store};
 
 pub use complain::{complain, explain};
@@ -176,11 +176,11 @@ impl Cli {
     }
 }
 
-/// What agents get, from the environment; it is in no line of the log.
-fn credentials() -> Credentials {
-    let credentials = Credentials::from_environment(|name| std::env::var(name).ok());
-    logs::hide(credentials.secrets());
-    credentials
+/// Where agents' keys come from; what is fixed among them is in no line of the log.
+fn keyring(config: &Config) -> anyhow::Result<Keyring> {
+    let keyring = Keyring::new(config)?;
+    logs::hide(keyring.for_hooks(keyring.fixed().unwrap_or_default()).secrets());
+    Ok(keyring)
 }
 
 /// The database of the configuration, or of a `turnmill dev` on this machine.

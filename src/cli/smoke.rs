@@ -12,7 +12,6 @@ use tokio_util::task::TaskTracker;
 
 use super::{complain, paint, signals, store, watch};
 use crate::config::Config;
-use crate::keys::Keyring;
 use crate::store::{BlockRow, Enqueue, Store, TurnRow};
 
 /// Between two looks.
@@ -56,7 +55,7 @@ impl Smoke {
         if store.workers().await?.iter().any(|worker| worker.alive) {
             good("a worker of the fleet takes it");
         } else {
-            let keyring = Keyring::new(&config)?;
+            let keyring = super::keyring(&config)?;
             let worker = crate::worker::Worker::register(store.clone(), Arc::new(config), keyring, &background).await?;
             background.spawn(worker.run(stop.clone()));
             good("no worker is running, so one runs here");

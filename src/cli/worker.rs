@@ -12,7 +12,6 @@ use tokio_util::task::TaskTracker;
 use super::DatabaseArg;
 use super::signals::stop_on_signal;
 use crate::config::Config;
-use crate::keys::Keyring;
 use crate::store::Store;
 
 /// How long it waits for a Postgres that refuses connections: one that is just restarted costs no start of a worker.
@@ -46,7 +45,7 @@ impl Worker {
         let store = Store::connect(&config.database.options(url), PATIENCE).await?;
         let stop = stop_on_signal()?;
         let background = TaskTracker::new();
-        let keyring = Keyring::new(&config)?;
+        let keyring = super::keyring(&config)?;
         let worker =
             crate::worker::Worker::register(store, Arc::new(config), keyring, &background).await.context("the worker can't start")?;
         worker.run(stop).await?;

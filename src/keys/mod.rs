@@ -7,6 +7,7 @@
 //! | `bedrock`, `sts`, `bearer` | Amazon Bedrock: a role assumed for some models, and a token made of that |
 //! | `credentials` | what one turn's processes get |
 //! | `egress` | the key outside of the sandbox, and what may be reached from there |
+//! | `mask` | takes secrets out of what is stored or shown |
 //! | `own` | the keys of users and tenants, sealed |
 //! | `vault`, `rotate` | seals what the database keeps; seals it anew |
 //! | `strength` | what can't be a secret |
@@ -17,6 +18,7 @@ mod credentials;
 mod egress;
 mod environment;
 mod keyring;
+mod mask;
 mod own;
 mod rotate;
 mod strength;
@@ -29,6 +31,7 @@ pub use credentials::{Credentials, KeyKind};
 pub use egress::{Egress, STAND_IN, check_allowed};
 pub use environment::Environment;
 pub use keyring::{Keyring, Required, Source};
+pub use mask::{MASKED, Mask, Pieces, SECRET_MIN, is_maskable};
 pub use own::{OwnKey, check_own, kind_of, seal_of_own};
 pub use rotate::{Rotated, rotate};
 pub use strength::weakness;

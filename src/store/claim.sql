@@ -295,8 +295,6 @@ SELECT job.turn_id            AS "turn_id!",
        pool.sandbox_timeout_s AS "sandbox_timeout_s!",
        pool.idle_timeout_s    AS "idle_timeout_s!",
        job.crashes            AS "crashes!",
-       job.secrets            AS "secrets?",
-       job.secrets_key_id     AS "secrets_key_id?",
        asked.turn_id IS NOT NULL AS "cancel_asked!",
        asked.reason           AS "cancel_reason?",
        greatest(pool.turn_timeout_s - extract(epoch FROM clock_timestamp() - turn.started_at), 0)::float8 AS "seconds_left!"

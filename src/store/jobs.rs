@@ -93,8 +93,6 @@ pub struct Claimed {
     pub idle_timeout: Duration,
     /// Worker processes that died soon after they had taken this turn.
     pub crashes: i32,
-    /// What its agents were given so far and nobody may see, sealed as `worker::secrets` does.
-    pub secrets: Option<Sealed>,
     /// Somebody wants it cancelled, for this reason: so that whoever adopts it takes the end of its agent for what it is.
     pub cancel: Option<Option<String>>,
 }
@@ -178,7 +176,6 @@ impl Store {
                 time_left: Duration::from_secs_f64(r.seconds_left),
                 idle_timeout: Duration::from_secs(u64::try_from(r.idle_timeout_s).unwrap_or(600)),
                 crashes: r.crashes,
-                secrets: r.secrets.map(|data| Sealed { key_id: r.secrets_key_id, data }),
                 cancel: r.cancel_asked.then_some(r.cancel_reason),
             })
             .collect())
@@ -197,21 +194,6 @@ impl Store {
             job.turn_id,
             job.epoch,
             job.attempt,
-        )
-        .execute(&self.pool)
-        .await?
-        .rows_affected();
-        Ok(fenced(done))
-    }
-
-    /// Records what the turn's agents were given, in place of what was recorded before.
-    pub async fn note_secrets(&self, job: &Claimed, sealed: &Sealed) -> sqlx::Result<Result<(), Fenced>> {
-        let done = sqlx::query!(
-            "UPDATE turnmill.jobs SET secrets = $3, secrets_key_id = $4 WHERE turn_id = $1 AND epoch = $2",
-            job.turn_id,
-            job.epoch,
-            sealed.data,
-            sealed.key_id,
         )
         .execute(&self.pool)
         .await?

@@ -136,72 +136,7 @@ impl Store {
         let mut tx = self.pool.begin().await?;
         let made = sqlx::query!("INSERT INTO turnmill.pools (name) VALUES ($1) ON CONFLICT (name) DO NOTHING", name);
         let made = made.execute(&mut tx).await?.rows_affected() == 1;
-        sqlx::query!(
-            "UPDATE turnmill.pools SET
-               cap = coalesce($2, cap), template = coalesce($3, template), agent = coalesce($4, agent),
-               agent_env = coalesce($5, agent_env), turn_timeout_s = coalesce($6, turn_timeout_s),
-               state_at = CASE WHEN $7 <> state THEN clock_timestamp() ELSE state_at END,
-               state_reason = CASE WHEN $7 IS NULL OR $7 = state THEN state_reason END,
-               state = coalesce($7, state),
-               prepare = CASE WHEN $8 THEN $9 ELSE prepare END,
-               watch = CASE WHEN $10 THEN $11 ELSE watch END,
-               finish = CASE WHEN $12 THEN $13 ELSE finish END,
-               api_version = coalesce($14, api_version),
-               idle_timeout_s = coalesce($15, idle_timeout_s),
-               create_rate = CASE WHEN $16 THEN $17 ELSE create_rate END,
-               create_burst = coalesce($18, create_burst),
-               workdir = CASE WHEN $19::text IS NULL THEN workdir ELSE nullif($19, '') END,
-               warm_s = coalesce($20, warm_s), paused_s = coalesce($21, paused_s),
-               sandbox_max_s = coalesce($22, sandbox_max_s),
-               context_versions = coalesce($23, context_versions), context_days = coalesce($24, context_days)
-             WHERE name = $1",
-            name,
-            change.cap,
-            change.template,
-            change.agent.as_deref(),
-            change.agent_env,
-            change.turn_timeout_s,
-            change.state,
-            change.prepare.is_some(),
-            change.prepare.clone().flatten(),
-            change.watch.is_some(),
-            change.watch.clone().flatten(),
-            change.finish.is_some(),
-            change.finish.clone().flatten(),
-            change.api_version,
-            change.idle_timeout_s,
-            change.create_rate.is_some(),
-            change.create_rate.flatten(),
-            change.create_burst,
-            change.workdir,
-            change.release.map(|(warm, _)| warm),
-            change.release.map(|(_, paused)| paused),
-            change.sandbox_max_s,
-            change.context_versions,
-            change.context_days,
-        )
-        .execute(&mut tx)
-        .await?;
-        sqlx::query!(
-            "UPDATE turnmill.pools SET
-               workspace = coalesce($2, workspace), workspace_max_bytes = coalesce($3, workspace_max_bytes),
-               artifact_max_bytes = coalesce($4, artifact_max_bytes), files_exclude = coalesce($5, files_exclude),
-               previews = coalesce($6, previews), journal_days = coalesce($7, journal_days),
-               inject_key = coalesce($8, inject_key), egress_allow = CASE WHEN $9 THEN $10 ELSE egress_allow END
-             WHERE name = $1",
-            name,
-            change.workspace,
-            change.workspace_max_bytes,
-            change.artifact_max_bytes,
-            change.files_exclude.as_deref(),
-            change.previews,
-            change.journal_days,
-            change.inject_key,
-            change.egress_allow.is_some(),
-            change.egress_allow.as_ref().and_then(|allow| allow.as_deref()),
-        )
-        .execute(&mut tx)
-        .await?;
+        apply(&mut tx, name, change).await?;
         tx.commit().await?;
         Ok(made)
     }
@@ -391,7 +326,8 @@ async fn apply(tx: &mut Tx, name: &str, change: &PoolChange) -> sqlx::Result<()>
         "UPDATE turnmill.pools SET
            workspace = coalesce($2, workspace), workspace_max_bytes = coalesce($3, workspace_max_bytes),
            artifact_max_bytes = coalesce($4, artifact_max_bytes), files_exclude = coalesce($5, files_exclude),
-           previews = coalesce($6, previews), journal_days = coalesce($7, journal_days)
+           previews = coalesce($6, previews), journal_days = coalesce($7, journal_days),
+           inject_key = coalesce($8, inject_key), egress_allow = CASE WHEN $9 THEN $10 ELSE egress_allow END
          WHERE name = $1",
         name,
         change.workspace,
@@ -400,6 +336,9 @@ async fn apply(tx: &mut Tx, name: &str, change: &PoolChange) -> sqlx::Result<()>
         change.files_exclude.as_deref(),
         change.previews,
         change.journal_days,
+        change.inject_key,
+        change.egress_allow.is_some(),
+        change.egress_allow.as_ref().and_then(|allow| allow.as_deref()),
     )
     .execute(tx)
     .await?;

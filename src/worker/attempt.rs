@@ -14,6 +14,7 @@ use super::follow::Copier;
 use super::journal::Copied;
 use super::launch::launch;
 use super::running::Cancel;
+use super::secrets::Secrets;
 use super::{Assignment, Worker, follow, network, startup, upkeep};
 use crate::block::Block;
 use crate::keys::Credentials;
@@ -60,7 +61,7 @@ pub(super) async fn run(worker: &Worker, mut assignment: Assignment) {
 
 async fn attempt(worker: &Worker, assignment: &mut Assignment) -> Result<(), LetGo> {
     let mut held = Held { sandbox_id: assignment.job.sandbox_id.clone(), may_exist: true, idle: false };
-    let mut secrets = Secrets::of(worker, &assignment.job);
+    let mut secrets = Secrets::new(worker, []);
     let mut pause = Duration::ZERO;
     loop {
         let since = Instant::now();
@@ -77,7 +78,7 @@ async fn attempt(worker: &Worker, assignment: &mut Assignment) -> Result<(), Let
             make_sure_it_is_over(worker, &held, job.sandbox_timeout).await;
         }
         let before = Setbacks { startups: count(job.failures), agents: count(job.agent_failures), sandboxes: count(job.sandboxes_lost) };
-        let fate = worker.config.retry.decide(&happened, before, rand::random()).masked(secrets.in_errors());
+        let fate = worker.config.retry.decide(&happened, before, rand::random()).masked(&secrets.in_errors);
         let kept = match fate {
             Fate::End { ending, error } => end(worker, job, &copier, &happened, ending, error, &held).await?,
             Fate::RetryLater { delay, charged, restart, for_pool, why } => {
@@ -195,6 +196,8 @@ async fn run_agent(
         Err(_) => Credentials::default(),
     };
     let key = key.and_known(credentials::given_before(worker, job).await?);
+    *secrets = Secrets::new(worker, key.secrets());
+    copier.hide(secrets.said.clone());
     let (memory, forgotten) = context::recall(worker, job, past).await?;
     let luggage = files::gather(worker, job, &sandbox).await?;
     context::tell(worker, job, &[("conversation", forgotten.as_deref()), ("files", luggage.lost.as_deref())]).await?;
@@ -219,7 +222,7 @@ async fn run_agent(
         keep_journal(worker, job, &journal).await?;
     }
     if let Some(exit) = copier.exit() {
-        context::keep(worker, &sandbox, job, exit, secrets.mask()).await?;
+        context::keep(worker, &sandbox, job, exit, &secrets.said).await?;
         files::keep(worker, &sandbox, job, &rules, exit).await?;
     }
     Ok(happened)

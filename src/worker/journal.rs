@@ -91,11 +91,15 @@ mod tests {
         let lines: Vec<Vec<u8>> = (0..50).map(|_| (0..7_999).map(|_| rand::random()).collect()).collect();
         let noise: Vec<u8> = lines.iter().flat_map(|line| [line, b"\n".as_slice()].concat()).collect();
         let mut all = Copy::of_at_most(1 << 20);
-        lines.iter().for_each(|line| all.line(line));
+        for line in &lines {
+            all.line(line);
+        }
         let all = all.finish();
         assert!(all.whole && all.bytes == 400_000 && unpacked(&all.data) == noise);
         let mut some = Copy::of_at_most(100_000);
-        lines.iter().for_each(|line| some.line(line));
+        for line in &lines {
+            some.line(line);
+        }
         let some = some.finish();
         let kept = unpacked(&some.data);
         assert!(!some.whole && some.bytes == 400_000 && kept.len() >= 100_000 && noise.starts_with(&kept));

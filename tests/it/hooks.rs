@@ -96,10 +96,10 @@ async fn files_come_in_and_go_out_and_each_process_has_only_its_own_secrets(pool
     // An empty project is ready.
     let first = fleet.enqueue("x").await.turn_id;
     assert_eq!(fleet.ended(&first).await.error_message, None);
-    assert_eq!(fleet.blocks(&first).await, [json!(["content", { "text": "nothing; token=none key=sk-ant-12345 project=none" }])]);
+    assert_eq!(fleet.blocks(&first).await, [json!(["content", { "text": "nothing; token=none key=[masked] project=none" }])]);
     let second = fleet.enqueue("x").await.turn_id;
     assert_eq!(fleet.ended(&second).await.error_message, None);
-    assert_eq!(fleet.blocks(&second).await, [json!(["content", { "text": "changed; token=none key=sk-ant-12345 project=none" }])]);
+    assert_eq!(fleet.blocks(&second).await, [json!(["content", { "text": "changed; token=none key=[masked] project=none" }])]);
     // Per turn, each once, with the project's token and without the model's key. The watcher runs beside.
     let mut calls: Vec<String> = hooked.read("uspark.log").lines().map(str::to_owned).collect();
     calls.sort();

@@ -20,8 +20,8 @@ use turnmill::store::{Enqueue, PoolChange};
 
 use crate::harness::{Fleet, LocalE2b, Running, RunningWorker, config, until, use_mock};
 
-/// Says which keys it has, as the seed's agents speak.
-const AGENT: &str = r#"printf '{"type":"content","text":"%s|%s|%s"}\n' "${ANTHROPIC_API_KEY:-none}" "${CLAUDE_CODE_OAUTH_TOKEN:-none}" "${AWS_BEARER_TOKEN_BEDROCK:-none} ${CLAUDE_CODE_USE_BEDROCK:-} ${AWS_REGION:-} ${ANTHROPIC_MODEL:-} ${ANTHROPIC_DEFAULT_HAIKU_MODEL:-} ${AWS_ACCESS_KEY_ID:-}${AWS_SECRET_ACCESS_KEY:-}${AWS_SESSION_TOKEN:-}${AWS_ROLE_ARN:-}""#;
+/// Says which keys it has, as the seed's agents speak; spelled, or they would be masked.
+const AGENT: &str = r#"printf '{"type":"content","text":"%s"}\n' "$(printf '%s|%s|%s' "${ANTHROPIC_API_KEY:-none}" "${CLAUDE_CODE_OAUTH_TOKEN:-none}" "${AWS_BEARER_TOKEN_BEDROCK:-none} ${CLAUDE_CODE_USE_BEDROCK:-} ${AWS_REGION:-} ${ANTHROPIC_MODEL:-} ${ANTHROPIC_DEFAULT_HAIKU_MODEL:-} ${AWS_ACCESS_KEY_ID:-}${AWS_SECRET_ACCESS_KEY:-}${AWS_SESSION_TOKEN:-}${AWS_ROLE_ARN:-}" | sed 's/./&^/g')""#;
 
 const MODEL: &str = "us.anthropic.claude-sonnet-4-5-20250929-v1:0";
 
@@ -62,7 +62,7 @@ async fn keys_of(fleet: &Fleet, user: Option<&str>, tenant: Option<&str>) -> Str
     };
     let turn = fleet.store.enqueue(&turn).await.unwrap().turn_id.unwrap();
     assert_eq!(fleet.ended(&turn).await.error_message, None);
-    fleet.blocks(&turn).await[0][1]["text"].as_str().unwrap().to_owned()
+    fleet.blocks(&turn).await[0][1]["text"].as_str().unwrap().replace('^', "")
 }
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
