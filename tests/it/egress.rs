@@ -102,7 +102,7 @@ async fn a_kept_sandbox_gets_the_key_of_its_next_turn_and_loses_it_when_the_pool
     all.fleet.store.set_pool("default", &PoolChange { inject_key: Some(false), ..PoolChange::default() }).await.unwrap();
     let third = all.fleet.enqueue_in("x", Some("s1")).await.turn_id;
     assert_eq!(all.fleet.ended(&third).await.error_message, None);
-    assert_eq!(all.fleet.blocks(&third).await[0][1]["text"], "[masked]", "in the sandbox again");
+    assert_eq!(all.fleet.blocks(&third).await[0][1]["text"], "sk-ant-the-next-one", "in the sandbox again");
     assert_eq!(network(&all.e2b, &kept).await, json!({}));
     all.fleet.store.set_pool("default", &PoolChange { release: Some((0, 0)), ..PoolChange::default() }).await.unwrap();
     let last = all.fleet.enqueue_in("x", Some("s1")).await.turn_id;
