@@ -155,7 +155,7 @@ async fn on_bedrock_an_agent_gets_a_token_of_a_role_for_its_models_and_nothing_o
     let mut tokens = Vec::new();
     for turn in &turns {
         assert_eq!(all.fleet.ended(turn).await.error_message, None);
-        let said = all.fleet.blocks(turn).await[0][1]["text"].as_str().unwrap().to_owned();
+        let said = all.fleet.blocks(turn).await[0][1]["text"].as_str().unwrap().replace('^', "");
         let (token, rest) = said.strip_prefix("none|none|").unwrap().split_once(' ').unwrap();
         assert_eq!(rest, format!("1 us-east-1 {MODEL} {MODEL} "), "no key of the worker's");
         tokens.push(token.to_owned());
