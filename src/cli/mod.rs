@@ -88,7 +88,7 @@ pub enum Command {
     Cancel(turns::Cancel),
     /// Enqueue an ended turn's message again
     Retry(turns::RetryArgs),
-    /// Print what a turn's agent printed, word for word
+    /// Print what a turn's agent printed, word for word but for previews and secrets
     Journal(journal::Journal),
     /// Print the conversation as the agent remembers it after a turn
     Transcript(transcript::Transcript),
