@@ -61,6 +61,9 @@ pub struct Launch {
     pub hook_environment: BTreeMap<String, String>,
     /// One line for its standard input.
     pub input: String,
+    /// What the turn adds to the system prompt, for the file that `{instructions}` in `command` stands for; the project's
+    /// CLAUDE.md is added there.
+    pub instructions: Option<String>,
     /// Where it starts; `None` = its home.
     pub workdir: Option<String>,
     /// Most bytes of its journal.
@@ -277,6 +280,9 @@ impl Sandbox {
     /// Starts the agent unless this attempt was started before, by whomever: then it only looks.
     pub async fn start(&self, launch: &Launch) -> Result<Probe, SandboxError> {
         self.upload("input.jsonl", Bytes::from(format!("{}\n", launch.input))).await?;
+        if let Some(text) = &launch.instructions {
+            self.upload("instructions", Bytes::from(text.clone())).await?;
+        }
         let max = launch.journal_max_bytes.to_string();
         let input = format!("{STATE}/in/{}/input.jsonl", self.epoch);
         let mut args = vec!["--input", &input, "--journal-max", &max];

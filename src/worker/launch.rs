@@ -12,12 +12,21 @@ use crate::keys::Credentials;
 use crate::sandbox::{Launch, Restore};
 use crate::store::Claimed;
 
+/// Stands in a pool's command line for the file with what is to be added to the system prompt.
+const INSTRUCTIONS: &str = "{instructions}";
+
 /// The agent's command line, environment and input. The prompt is in the input only.
 pub(super) fn launch(worker: &Worker, job: &Claimed, credentials: &Credentials, memory: &Memory, luggage: &Luggage) -> Launch {
     let mut command: Vec<String> = job.agent.iter().flat_map(|word| session_words(job, memory, word)).collect();
+    let takes_file = command.iter().any(|word| word.contains(INSTRUCTIONS));
+    let mut instructions = None;
     for (key, value) in job.options.as_object().into_iter().flatten() {
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        command.push(format!("--{}={value}", key.replace('_', "-")));
+        if takes_file && key == "append_system_prompt" {
+            instructions = Some(value);
+        } else {
+            command.push(format!("--{}={value}", key.replace('_', "-")));
+        }
     }
     if job.previews {
         command.push("--include-partial-messages".to_owned());
@@ -51,6 +60,7 @@ pub(super) fn launch(worker: &Worker, job: &Claimed, credentials: &Credentials, 
         hooks: job.hooks.clone(),
         hook_environment,
         input: input.to_string(),
+        instructions,
         workdir: job.workdir.clone(),
         journal_max_bytes: worker.config.worker.journal_max_bytes,
         transcript: transcript_of(&job.agent_session_id),

@@ -7,6 +7,7 @@ mod api;
 mod files;
 #[path = "../it/harness.rs"]
 mod harness;
+mod hostile;
 mod kept;
 mod previews;
 #[path = "../it/site.rs"]

@@ -94,3 +94,36 @@ async fn the_prompt_reaches_the_agent_as_literal_text_on_its_input_and_options_a
     );
     all.stop().await;
 }
+
+/// A pool's agent with `{instructions}` in a word gets the turn's own and the project's as one file, or not the word.
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn the_project_s_claude_md_and_the_turn_s_own_instructions_reach_the_agent_as_a_file(pool: PgPool) {
+    let all = Running::start(pool).await;
+    let echo =
+        r#"text=$(sed ':a;N;$!ba;s/\n/\\n/g' "${1#--file=}" 2>/dev/null); printf '{"type":"content","text":"%s|%s"}\n' "$#" "$text""#;
+    let agent = ["bash", "-c", echo, "agent", "--file={instructions}"].map(str::to_owned).to_vec();
+    let change = PoolChange { agent: Some(agent), ..PoolChange::default() };
+    all.fleet.store.set_pool("default", &change).await.unwrap();
+    let said = async |prepare: &str, options: serde_json::Value| {
+        let change = PoolChange { prepare: Some(Some(prepare.to_owned())), ..PoolChange::default() };
+        all.fleet.store.set_pool("default", &change).await.unwrap();
+        let turn = turnmill::store::Enqueue {
+            prompt: "x".to_owned(),
+            project_id: Some("p1".to_owned()),
+            options: Some(options),
+            ..turnmill::store::Enqueue::default()
+        };
+        let turn = all.fleet.store.enqueue(&turn).await.unwrap().turn_id.unwrap();
+        assert_eq!(all.fleet.ended(&turn).await.error_message, None);
+        all.fleet.blocks(&turn).await[0][1]["text"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(said("", json!({})).await, "0|", "there is nothing to add");
+    let own = json!({ "append_system_prompt": "Answer $(id) in German." });
+    assert_eq!(said("", own.clone()).await, "1|Answer $(id) in German.");
+    let project = "echo 'Use `tabs`.' >CLAUDE.md";
+    assert_eq!(said(project, json!({})).await, "1|\n# The project's CLAUDE.md\n\nUse `tabs`.");
+    assert_eq!(said(project, own).await, "1|Answer $(id) in German.\n\n# The project's CLAUDE.md\n\nUse `tabs`.");
+    let unreadable = "mkdir CLAUDE.md; mkdir .claude; ln -s /dev/zero .claude/CLAUDE.md";
+    assert_eq!(said(unreadable, json!({})).await, "0|", "no file is no text");
+    all.stop().await;
+}
