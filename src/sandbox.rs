@@ -3,6 +3,8 @@
 //! Every act in the sandbox goes through `e2b/run-turn --epoch N VERB`, which refuses an epoch lower than
 //! the highest that it has seen: a worker that lost its turn can't touch what its successor does.
 
+mod launch;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
@@ -12,16 +14,12 @@ use futures::{Stream, StreamExt as _};
 use serde::Deserialize;
 
 use crate::e2b::{self, ApiVersion, Command, Envd, EnvdError, ProcessEvent};
-use crate::files::{FileRules, Parcel};
-use crate::store::PoolHooks;
+use crate::files::Parcel;
+
+pub use launch::{Launch, Restore};
 
 /// The supervisor as it is brought in: one file, whose last line starts it.
 pub const SUPERVISOR: &str = concat!(include_str!("../e2b/files"), include_str!("../e2b/run-turn"));
-
-/// The hooks that pools have unless they have their own: they speak uspark, where the template has it.
-const PREPARE: &str = include_str!("../e2b/hooks/prepare");
-const WATCH: &str = include_str!("../e2b/hooks/watch");
-const FINISH: &str = include_str!("../e2b/hooks/finish");
 
 /// Where the supervisor keeps its state; below `$TURNMILL_ROOT`, which only the local server sets.
 const STATE: &str = "/var/lib/turnmill";
@@ -46,74 +44,6 @@ pub struct Sandbox {
     epoch: i64,
     attempt: i32,
     deadline: Duration,
-}
-
-/// How the agent's command is started.
-#[derive(Debug, Clone, Default)]
-pub struct Launch {
-    /// Program and arguments.
-    pub command: Vec<String>,
-    /// Environment of the agent, secrets among it.
-    pub environment: BTreeMap<String, String>,
-    /// What runs around it.
-    pub hooks: PoolHooks,
-    /// Environment of the hooks, secrets among it.
-    pub hook_environment: BTreeMap<String, String>,
-    /// One line for its standard input.
-    pub input: String,
-    /// What the turn adds to the system prompt, for the file that `{instructions}` in `command` stands for; the project's
-    /// CLAUDE.md is added there.
-    pub instructions: Option<String>,
-    /// Where it starts; `None` = its home.
-    pub workdir: Option<String>,
-    /// Most bytes of its journal.
-    pub journal_max_bytes: u64,
-    /// Where in its home it keeps the conversation, a pattern; `None`: nowhere.
-    pub transcript: Option<String>,
-    /// Most bytes of that.
-    pub transcript_max_bytes: u64,
-    /// The conversation to go on with, where the sandbox has none.
-    pub restore: Option<Restore>,
-    /// The conversation that the sandbox has is of no use.
-    pub forget: bool,
-    /// What is listed and kept of the files.
-    pub files: FileRules,
-    /// The files of the turns before, for a new sandbox.
-    pub workspace: Option<Parcel>,
-    /// The files that came with the message.
-    pub attached: Option<Parcel>,
-}
-
-/// A conversation that is brought into a sandbox.
-#[derive(Debug, Clone)]
-pub struct Restore {
-    /// The agent's own file.
-    pub conversation: Bytes,
-    /// Where in its home it goes, a pattern.
-    pub file: String,
-}
-
-impl Launch {
-    /// As `run-turn start` wants them: whose each is, is in its name.
-    fn variables(&self) -> BTreeMap<String, String> {
-        let named = |owner: &'static str| move |(name, value): (&String, &String)| (format!("{owner}__{name}"), value.clone());
-        let script = |own: &Option<String>, shipped: &str| own.clone().unwrap_or_else(|| shipped.to_owned());
-        let hooks = &self.hooks;
-        let agents = self.environment.iter().map(named("AGENT"));
-        let theirs = self.hook_environment.iter().map(named("HOOK"));
-        let ours = [
-            ("PREPARE", script(&hooks.prepare, PREPARE)),
-            ("PREPARE_LIMIT", hooks.prepare_timeout_s.to_string()),
-            ("WATCH", script(&hooks.watch, WATCH)),
-            ("FINISH", script(&hooks.finish, FINISH)),
-            ("FINISH_LIMIT", hooks.finish_timeout_s.to_string()),
-            ("FILES_POLICY", self.files.policy.clone()),
-            ("FILES_EXCLUDE", self.files.exclude.join("\n")),
-            ("FILES_MAX", self.files.archive_max_bytes.to_string()),
-            ("FILES_EACH", self.files.each_max_bytes.to_string()),
-        ];
-        agents.chain(theirs).chain(ours.map(|(name, value)| (format!("TURNMILL_{name}"), value))).collect()
-    }
 }
 
 /// What the supervisor says of an attempt.

@@ -7,9 +7,10 @@ mod api;
 mod files;
 #[path = "../it/harness.rs"]
 mod harness;
-mod hostile;
+
 mod kept;
 mod previews;
+mod repository;
 #[path = "../it/site.rs"]
 mod site;
 

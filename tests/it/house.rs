@@ -84,7 +84,7 @@ fn every_error_code_of_an_agent_is_explained() {
 fn every_guarantee_of_the_readme_names_a_test_that_exists() {
     let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
     let guarantees = readme.split("## What holds").nth(1).and_then(|rest| rest.split("\n## ").next()).expect("the section is there");
-    let tests: Vec<_> = ["tests/it", "tests/browser"].iter().flat_map(|dir| files(&root().join(dir), ".rs")).collect();
+    let tests: Vec<_> = ["tests/it", "tests/browser", "tests/claude"].iter().flat_map(|dir| files(&root().join(dir), ".rs")).collect();
     let mut named = 0;
     for name in guarantees.split('`').filter(|word| word.contains("::") && !word.contains(' ')) {
         let (file, function) = name.split_once("::").unwrap();
