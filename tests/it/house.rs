@@ -88,7 +88,7 @@ fn every_guarantee_of_the_readme_names_a_test_that_exists() {
     let mut named = 0;
     for name in guarantees.split('`').filter(|word| word.contains("::") && !word.contains(' ')) {
         let (file, function) = name.split_once("::").unwrap();
-        let paths = ["it", "browser"].map(|dir| format!("tests/{dir}/{file}.rs"));
+        let paths = ["it", "browser", "claude"].map(|dir| format!("tests/{dir}/{file}.rs"));
         let (_, text) = tests.iter().find(|(path, _)| paths.contains(path)).unwrap_or_else(|| panic!("{name}: no such file"));
         assert!(text.contains(&format!("fn {function}(")), "{name} is in no file");
         named += 1;
