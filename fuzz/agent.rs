@@ -12,6 +12,8 @@ mod outcome;
 mod preview;
 #[path = "../src/agent/seen.rs"]
 mod seen;
+#[path = "../src/agent/spent.rs"]
+mod spent;
 #[path = "../src/agent/text.rs"]
 mod text;
 

@@ -84,6 +84,13 @@ pub enum Happened {
     Poisoned(u32),
     /// There was no sandbox for it.
     StartupFailed(StartupFailure),
+    /// Its attempts so far have spent what the turn may; no other was started.
+    BudgetSpent {
+        /// Dollars that it may.
+        budget_usd: f64,
+        /// Dollars that they have.
+        spent_usd: f64,
+    },
     /// Its agent has no key to its model.
     NoKey {
         /// Why.
@@ -226,6 +233,13 @@ impl RetryPolicy {
             Happened::Poisoned(crashes) => failed(
                 "poisoned",
                 format!("{crashes} workers died soon after they had taken this turn; look at their logs before you retry it"),
+            ),
+            Happened::BudgetSpent { budget_usd, spent_usd } => failed(
+                ErrorCode::BudgetExhausted.as_str(),
+                format!(
+                    "the turn's attempts have cost ${spent_usd:.4} of the ${budget_usd} that it may, so none is started any more; what they \
+                     said is kept. See its option max_budget_usd and the pool's --turn-budget-usd"
+                ),
             ),
             Happened::StartupFailed(failure) => self.after_startup(failure, before.startups, chance),
             Happened::NoKey { error, passing } => self.without_key(error, *passing, before.startups, chance),

@@ -149,6 +149,8 @@ fn waiting(facts: &Facts) -> Verdict {
         "no_slot" => say(Level::Busy, "full", format!("Full: {} of {} slots are held; {waits}.", facts.held, facts.cap)),
         "create_rate" => say(Level::Busy, "create_rate", format!("Sandboxes can't be made any faster; {waits}.")),
         "tenant_limit" => say(Level::Busy, "tenant_limit", format!("Tenants are at their limits; {waits}.")),
+        "budget" => say(Level::Busy, "budget", format!("A budget of this day is spent; {waits}.")),
+        "fleet_stopped" => say(Level::Busy, "fleet_stopped", format!("The fleet is stopped; {waits}.")),
         "pool_paused" => say(Level::Busy, "pool_paused", format!("A pool is paused; {waits}.")),
         "backoff" => say(Level::Busy, "backoff", format!("Failed turns wait for their next try; {waits}.")),
         "no_worker" => say(Level::Busy, "workers_full", format!("Every worker has as much as it takes; {waits}.")),

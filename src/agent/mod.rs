@@ -8,6 +8,7 @@
 //! | `fold` | the state over all lines of one attempt |
 //! | `blocks` | one event → its blocks |
 //! | `seen` | what the lines say that bears on the outcome |
+//! | `spent` | tokens and dollars |
 //! | `preview` | what is not a block yet |
 //! | `outcome` | how the attempt ended: by its result, its errors and its exit, none of which tells the truth alone |
 //! | `codes` | why it failed, for programs |
@@ -21,9 +22,11 @@ pub mod mock;
 mod outcome;
 mod preview;
 mod seen;
+mod spent;
 mod text;
 
 pub use codes::{ErrorCode, Failure};
 pub use fold::Fold;
 pub use outcome::{Exit, Outcome, Verdict};
 pub use preview::{Preview, Previews};
+pub use spent::{ModelUse, Spent};

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::codes::{ErrorCode, Failure};
 use super::seen::Seen;
+use super::spent::Spent;
 
 /// How the agent's process ended.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -27,10 +28,8 @@ pub struct Exit {
 pub struct Outcome {
     /// Whether it did what it was asked to.
     pub verdict: Verdict,
-    /// Tokens, as the agent reports them.
-    pub usage: Option<Value>,
-    /// Dollars of this process alone, as the agent estimates them.
-    pub cost_usd: Option<f64>,
+    /// What this process alone has spent.
+    pub spent: Spent,
 }
 
 impl Outcome {
@@ -60,7 +59,7 @@ pub(super) fn decide(seen: &Seen, message_uuid: Option<&str>, exit: &Exit) -> Ou
         None if exit.status == 0 && ended_before(seen, message_uuid) => finished(exit),
         None => without_result(seen, exit),
     };
-    Outcome { verdict, usage: result.map(|result| result["usage"].clone()).filter(Value::is_object), cost_usd: cost(&seen.results) }
+    Outcome { verdict, spent: Spent::of(&seen.results, result) }
 }
 
 /// To a message that was answered in an attempt before, whose end nobody saw, a resumed agent says only that it is done.
@@ -127,17 +126,6 @@ fn is_good(result: &Value) -> bool {
     result["is_error"] != true
         && result["subtype"] == "success"
         && (result["terminal_reason"].is_null() || result["terminal_reason"] == "completed")
-}
-
-/// `total_cost_usd` counts the whole resumed session, so the steps since the last result are summed where given.
-fn cost(results: &[Value]) -> Option<f64> {
-    let of_step = |result: &Value| {
-        let models = result["model_usage_since_last_result"].as_object()?;
-        Some(models.values().filter_map(|model| model["costUSD"].as_f64()).sum::<f64>())
-    };
-    let summed = results.iter().map(of_step).sum::<Option<f64>>().filter(|_| !results.is_empty());
-    // What the column can't hold is no cost.
-    summed.or_else(|| results.last()?["total_cost_usd"].as_f64()).filter(|dollars| (0.0..1e7).contains(dollars))
 }
 
 fn from_result(result: &Value, seen: &Seen) -> Verdict {

@@ -201,6 +201,6 @@ fn what_no_column_holds_is_no_cost_and_no_usage() {
         let mut seen = Seen::default();
         seen.event(&result);
         let outcome = decide(&seen, None, &Exit::default());
-        assert_eq!((outcome.cost_usd, outcome.usage), (cost, None), "{result}");
+        assert_eq!((outcome.spent.cost_usd(), outcome.spent.usage), (cost, None), "{result}");
     }
 }

@@ -5,10 +5,11 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 
+use super::fleet::{Dollars, dollars, some_dollars};
 use super::{paint, store};
 use crate::config::Config;
 use crate::keys::check_allowed;
-use crate::store::{PoolChange, TenantChange};
+use crate::store::PoolChange;
 
 /// Brings the schema up to date.
 pub async fn migrate(config: &Config) -> anyhow::Result<ExitCode> {
@@ -105,6 +106,14 @@ struct PoolSet {
     /// Days for which what agents print is kept word for word (turnmill journal); 0: not at all
     #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(i32).range(0..=3650))]
     journal_days: Option<i32>,
+    /// What a sandbox costs an hour, for usage and budgets; "none" if it costs nothing. E2B's list price: 0.0504 per vCPU and
+    /// 0.0162 per GiB of memory
+    #[arg(long, value_name = "USD", value_parser = dollars)]
+    sandbox_usd_per_hour: Option<Dollars>,
+    /// Most that one turn's model calls may cost, over all its attempts; "none" for no limit. A turn's own max_budget_usd can
+    /// only be less. The agent must take --max-budget-usd
+    #[arg(long, value_name = "USD", value_parser = some_dollars)]
+    turn_budget_usd: Option<Dollars>,
     /// Whether the agent's key stays out of the sandbox: E2B adds it to requests for the model on their way out
     #[arg(long, value_parser = ["on", "off"])]
     inject_key: Option<String>,
@@ -136,7 +145,7 @@ pub fn agent(value: &str) -> Result<Agent, String> {
 }
 
 /// The name of a pool or a fleet.
-fn name(value: &str) -> Result<String, String> {
+pub(super) fn name(value: &str) -> Result<String, String> {
     let may = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     let good = value.starts_with(may) && value.len() <= 63 && value.chars().all(|c| may(c) || "_.-".contains(c));
     if good { Ok(value.to_owned()) } else { Err("give up to 63 of a-z, 0-9, \"_\", \".\", \"-\", a letter or a digit first".to_owned()) }
@@ -240,6 +249,8 @@ impl Pools {
                 files_exclude: set.files_exclude,
                 previews: set.previews.map(|word| word == "on"),
                 journal_days: set.journal_days,
+                sandbox_usd_per_hour: set.sandbox_usd_per_hour.map(|usd| usd.0),
+                turn_budget_usd: set.turn_budget_usd.map(|usd| usd.0),
                 inject_key: set.inject_key.map(|word| word == "on"),
                 egress_allow: set.egress_allow.map(|allow| allow.0),
             };
@@ -251,12 +262,14 @@ impl Pools {
             let rate = pool.create_rate.map(|rate| format!(", {rate} creates/s")).unwrap_or_default();
             let reported = pool.reported.map(|n| format!(", E2B says {n}")).unwrap_or_default();
             let account = pool.account_cap.map(|n| format!(", its account's limit is {n}")).unwrap_or_default();
+            let price = pool.sandbox_usd_per_hour.map(|usd| format!(", ${usd}/h each")).unwrap_or_default();
+            let budget = pool.turn_budget_usd.map(|usd| format!(", at most ${usd} a turn")).unwrap_or_default();
             let kept = match (pool.warm, pool.parked) {
                 (0, 0) => String::new(),
                 (warm, parked) => format!(" ({warm} warm; {parked} paused besides)"),
             };
             anstream::println!(
-                "{}{}{}  {}/{} sandboxes{kept}{reported}{account}{rate}, {} ready, {state}, template {}, agent {}",
+                "{}{}{}  {}/{} sandboxes{kept}{reported}{account}{rate}{price}{budget}, {} ready, {state}, template {}, agent {}",
                 paint::BOLD,
                 pool.name,
                 paint::OFF,
@@ -266,110 +279,6 @@ impl Pools {
                 paint::line(&pool.template),
                 paint::short(&pool.agent.join(" "), 60)
             );
-        }
-        Ok(ExitCode::SUCCESS)
-    }
-}
-
-/// Show and change tenants.
-#[derive(Debug, Args)]
-pub struct Tenants {
-    #[command(subcommand)]
-    what: Option<TenantCommand>,
-}
-
-#[derive(Debug, Subcommand)]
-enum TenantCommand {
-    /// Show tenants with a weight or a limit of their own (the default)
-    List,
-    /// Make a tenant, or change one; takes effect with the next claim
-    Set(TenantSet),
-}
-
-#[derive(Debug, Args)]
-struct TenantSet {
-    /// The tenant, as in sessions.tenant_id
-    id: String,
-    /// Its share of a pool while others wait too; all others have 1
-    #[arg(long, value_parser = weight)]
-    weight: Option<f64>,
-    /// Most of its turns that run at once
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(0..), conflicts_with = "unlimited")]
-    running_max: Option<i32>,
-    /// No limit of running turns
-    #[arg(long)]
-    unlimited: bool,
-}
-
-fn weight(value: &str) -> Result<f64, String> {
-    value.parse().ok().filter(|w: &f64| *w > 0.0 && *w <= 1e6).ok_or_else(|| "give a number above 0, up to 1000000".to_owned())
-}
-
-impl Tenants {
-    /// Runs it.
-    pub async fn run(self, config: &Config) -> anyhow::Result<ExitCode> {
-        let store = store(config).await?;
-        if let Some(TenantCommand::Set(set)) = self.what {
-            let running_max = if set.unlimited { Some(None) } else { set.running_max.map(Some) };
-            store.set_tenant(&set.id, TenantChange { weight: set.weight, running_max }).await?;
-        }
-        for tenant in store.tenants().await? {
-            let limit = tenant.running_max.map(|max| format!(" of at most {max}")).unwrap_or_default();
-            anstream::println!(
-                "{}{}{}  weight {}, {} running{limit}, {} ready",
-                paint::BOLD,
-                paint::line(&tenant.id),
-                paint::OFF,
-                tenant.weight,
-                tenant.running,
-                tenant.ready
-            );
-        }
-        Ok(ExitCode::SUCCESS)
-    }
-}
-
-/// This database's fleet.
-#[derive(Debug, Args)]
-pub struct FleetArgs {
-    #[command(subcommand)]
-    what: Option<FleetCommand>,
-}
-
-#[derive(Debug, Subcommand)]
-enum FleetCommand {
-    /// Show the fleet's name, id and workers (the default)
-    Show,
-    /// Give this database a new fleet id and name, so that it touches none of its original's sandboxes
-    Fork {
-        /// What workers are then configured with (TURNMILL_FLEET)
-        #[arg(value_parser = name)]
-        name: String,
-    },
-}
-
-impl FleetArgs {
-    /// Runs it.
-    pub async fn run(self, config: &Config) -> anyhow::Result<ExitCode> {
-        let store = store(config).await?;
-        if let Some(FleetCommand::Fork { name }) = self.what {
-            store.fork_fleet(&name).await?;
-        }
-        let fleet = store.fleet().await?;
-        anstream::println!("{}{}{}  {}", paint::BOLD, paint::line(&fleet.name), paint::OFF, fleet.id);
-        for worker in store.workers().await? {
-            let state = match (worker.state.as_str(), worker.alive) {
-                ("gone", _) => "gone",
-                (_, false) => "lease ran out",
-                (state, true) => state,
-            };
-            let (id, version) = (paint::line(&worker.id), paint::line(&worker.version));
-            anstream::println!("  {id}  {state}, {}/{} turns, {version}", worker.turns, worker.turns_max);
-        }
-        for correction in store.corrections(10).await? {
-            let done = correction.done_at.map_or("within its grace".to_owned(), |at| format!("put right {}", paint::time(at)));
-            let (subject, reason) = (paint::line(&correction.subject), paint::line(&correction.reason));
-            anstream::println!("  {} {subject}: {reason}; {done}", correction.kind);
         }
         Ok(ExitCode::SUCCESS)
     }

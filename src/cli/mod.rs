@@ -10,6 +10,7 @@ mod complain;
 mod demo;
 mod dev;
 mod doctor;
+mod fleet;
 mod journal;
 mod keys;
 mod local;
@@ -21,6 +22,7 @@ mod smoke;
 mod tokens;
 mod transcript;
 mod turns;
+mod usage;
 mod watch;
 mod web;
 mod webhooks;
@@ -108,10 +110,12 @@ pub enum Command {
     Migrate,
     /// Show and change pools: caps, templates, agents
     Pool(admin::Pools),
-    /// Show and change tenants: weights, limits of running turns
-    Tenant(admin::Tenants),
-    /// Show this database's fleet, or give a copied database an identity of its own
-    Fleet(admin::FleetArgs),
+    /// Show and change tenants: weights, limits of running turns, budgets
+    Tenant(fleet::Tenants),
+    /// Sum what turns have cost, by day, tenant, model and more
+    Usage(usage::Usage),
+    /// Show this database's fleet, stop and resume it, set its budget, or give a copied database an identity of its own
+    Fleet(fleet::FleetArgs),
     /// Make and exchange master keys; store the keys that users and tenants bring
     Keys(keys::Keys),
     /// Check what a worker needs, and say what to do about what is missing
@@ -168,6 +172,7 @@ impl Cli {
             Command::Fleet(fleet) => fleet.run(&config).await,
             Command::Keys(keys) => keys.run(&config).await,
             Command::Smoke(smoke) => smoke.run(config).await,
+            Command::Usage(usage) => usage.run(&config).await,
             Command::Doctor => doctor::run(&config).await,
             Command::Demo(demo) => demo.run().await,
             Command::Bench(bench) => Box::pin(bench.run(config)).await,

@@ -41,6 +41,22 @@ bucket AS MATERIALIZED (
       AND EXISTS (SELECT FROM turnmill.jobs r WHERE r.pool = p.name AND r.state = 'ready' AND r.run_at <= clock_timestamp())
     FOR NO KEY UPDATE OF q SKIP LOCKED
 ),
+day AS MATERIALIZED (
+    SELECT (statement_timestamp() AT TIME ZONE 'UTC')::date AS today
+),
+-- What was booked today and is in no roll-up yet. Asked for only where there is a budget.
+fresh AS MATERIALIZED (
+    SELECT c.tenant_id, sum(c.usd) AS usd FROM turnmill.fresh_charges c
+    WHERE c.id > (SELECT s.summed_to - 1000 FROM turnmill.spend_state s) AND c.day = (SELECT today FROM day)
+    GROUP BY c.tenant_id
+),
+-- Whether turns start at all. One that was claimed goes on, whatever is spent.
+fleet AS MATERIALIZED (
+    SELECT f.stopped_at IS NULL AND (f.budget_usd_per_day IS NULL OR f.budget_usd_per_day
+               > (SELECT CASE WHEN s.day = (SELECT today FROM day) THEN s.usd ELSE 0 END FROM turnmill.spend_state s)
+               + (SELECT coalesce(sum(usd), 0) FROM fresh)) AS may_start
+    FROM turnmill.fleet f
+),
 -- Pools in which something may start, and how much: no more than free slots, so that a full pool hides nobody's work.
 -- coming: slots that will be free in a moment. creates: a slot may be what is missing, and not the leave to create.
 open AS MATERIALIZED (
@@ -56,7 +72,7 @@ open AS MATERIALIZED (
                EXISTS (SELECT FROM turnmill.slots s WHERE s.pool = p.name AND s.state = 'warm') AS warm,
                (SELECT count(*) FROM turnmill.slots s WHERE s.pool = p.name AND s.state IN ('pausing', 'releasing') AND NOT s.retire) AS coming
         FROM turnmill.pools p JOIN turnmill.pool_states q ON q.pool = p.name LEFT JOIN bucket b ON b.pool = p.name
-        WHERE p.state = 'active'
+        WHERE p.state = 'active' AND (SELECT may_start FROM fleet)
     ) o
     WHERE o.room > 0 OR o.warm
 ),
@@ -68,6 +84,14 @@ head AS (
     SELECT h.pool, next.tenant_id FROM head h CROSS JOIN LATERAL (
         SELECT r.tenant_id FROM turnmill.jobs r
         WHERE r.pool = h.pool AND r.state = 'ready' AND r.tenant_id > h.tenant_id ORDER BY r.tenant_id LIMIT 1) next
+),
+-- Of those, the ones that have spent what they may today. What is booked is seen at once: more than the budget is spent
+-- only by turns that run when it is reached.
+over_budget AS MATERIALIZED (
+    SELECT t.id FROM turnmill.tenants t LEFT JOIN fresh c ON c.tenant_id = t.id
+    WHERE t.budget_usd_per_day IS NOT NULL AND t.id IN (SELECT h.tenant_id FROM head h)
+      AND t.budget_usd_per_day <= coalesce(c.usd, 0) + (SELECT coalesce(sum(d.usd), 0) FROM turnmill.spend_days d
+                                                        WHERE d.day = (SELECT today FROM day) AND d.tenant_id = t.id)
 ),
 -- What each may start. Rows of tenants with a limit are locked, so that the limit is exact.
 limited AS MATERIALIZED (
@@ -99,7 +123,7 @@ candidate AS MATERIALIZED (
         SELECT s.id AS slot_id, s.state FROM turnmill.slots s
         WHERE s.session_id = r.session_id AND (s.state = 'pausing' OR (s.state = 'warm' AND NOT s.retire AND s.due_at > clock_timestamp()))
         ORDER BY s.state LIMIT 1) kept ON true
-    WHERE (t.running_max IS NULL OR l.id IS NOT NULL)
+    WHERE (t.running_max IS NULL OR l.id IS NOT NULL) AND NOT EXISTS (SELECT FROM over_budget b WHERE b.id = h.tenant_id)
       -- Its sandbox is on its way to where it can be taken up again.
       AND kept.state IS DISTINCT FROM 'pausing'
 ),
@@ -208,6 +232,7 @@ slot AS (
         due_at = CASE WHEN t.sandbox IS NULL THEN s.due_at END,
         sandbox_id = coalesce(z.sandbox_id, s.sandbox_id),
         holds = coalesce(z.holds, s.holds),
+        metered_at = CASE WHEN t.sandbox IN ('warm', 'paused') THEN clock_timestamp() ELSE s.metered_at END,
         nonce = CASE t.sandbox WHEN 'new' THEN 'tm-' || s.id || '-' || t.epoch WHEN 'paused' THEN z.nonce ELSE s.nonce END,
         create_request = CASE t.sandbox WHEN 'new' THEN jsonb_build_object(
             'templateID', p.template,
@@ -229,11 +254,22 @@ slot AS (
     WHERE s.id = t.slot_id
     RETURNING s.*
 ),
+-- The time for which a sandbox was kept warm is its session's, and no turn's.
+booked AS (
+    INSERT INTO turnmill.fresh_charges (epoch, kind, model, day, booked_at, pool, tenant_id, project_id, session_id, seconds, usd)
+    SELECT k.epoch, 'kept', '', (k.at AT TIME ZONE 'UTC')::date, k.at, k.pool, coalesce(n.tenant_id, ''), n.project_id, n.id,
+           k.seconds, k.seconds * coalesce(p.sandbox_usd_per_hour, 0) / 3600
+    FROM (SELECT s.*, c.at, extract(epoch FROM c.at - s.metered_at)::numeric(14, 3) AS seconds
+          FROM started t JOIN turnmill.slots s ON s.id = t.slot_id CROSS JOIN (SELECT clock_timestamp() AS at) c
+          WHERE t.sandbox = 'warm') k
+    JOIN turnmill.sessions n ON n.id = k.session_id JOIN turnmill.pools p ON p.name = k.pool
+    WHERE k.seconds >= 1
+),
 turn AS (
     UPDATE turnmill.turns t
     SET status = 'in_progress', started_at = coalesce(t.started_at, clock_timestamp()), generation = job.generation
     FROM job WHERE t.id = job.turn_id
-    RETURNING t.id, t.prompt, t.options, t.message_uuid, t.project_id, t.started_at
+    RETURNING t.id, t.prompt, t.options, t.message_uuid, t.project_id, t.started_at, t.cost_usd
 ),
 superseded AS (
     UPDATE turnmill.attempts a
@@ -294,6 +330,8 @@ SELECT job.turn_id            AS "turn_id!",
        pool.transcript_max_bytes AS "transcript_max_bytes!",
        pool.sandbox_timeout_s AS "sandbox_timeout_s!",
        pool.idle_timeout_s    AS "idle_timeout_s!",
+       pool.turn_budget_usd::float8 AS "turn_budget_usd?",
+       coalesce(turn.cost_usd, 0)::float8 AS "spent_usd!",
        job.crashes            AS "crashes!",
        asked.turn_id IS NOT NULL AS "cancel_asked!",
        asked.reason           AS "cancel_reason?",

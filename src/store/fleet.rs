@@ -1,6 +1,9 @@
 //! The fleet's row: which workers may act in this database.
 
+use chrono::{DateTime, Utc};
+
 use super::Store;
+use super::db::Tx;
 
 /// All workers of one database.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,7 +14,59 @@ pub struct Fleet {
     pub name: String,
 }
 
+/// What turns may spend, and whether they start.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FleetMoney {
+    /// Most that all turns together may spend on a UTC day, in dollars.
+    pub budget_usd_per_day: Option<f64>,
+    /// What they have spent on this one.
+    pub today_usd: f64,
+    /// Since when no turn starts.
+    pub stopped_at: Option<DateTime<Utc>>,
+    /// Why.
+    pub stopped_reason: Option<String>,
+}
+
+/// What to change of that.
+#[derive(Debug, Clone, PartialEq)]
+pub enum FleetChange {
+    /// The budget of a UTC day, in dollars; `None`: no limit.
+    Budget(Option<f64>),
+    /// No turn starts any more, for this reason; what runs goes on.
+    Stop(String),
+    /// Turns start again.
+    Resume,
+}
+
+/// Changes it, with whatever else the transaction does.
+pub(super) async fn change_fleet(tx: &mut Tx, change: &FleetChange) -> sqlx::Result<()> {
+    match change {
+        FleetChange::Budget(usd) => sqlx::query!("SELECT turnmill.set_fleet_budget($1::float8::numeric)", *usd).execute(&mut *tx).await?,
+        FleetChange::Stop(reason) => sqlx::query!("SELECT turnmill.stop_fleet($1)", reason).execute(&mut *tx).await?,
+        FleetChange::Resume => sqlx::query!("SELECT turnmill.resume_fleet()").execute(&mut *tx).await?,
+    };
+    Ok(())
+}
+
 impl Store {
+    /// What turns may spend, and whether they start.
+    pub async fn fleet_money(&self) -> sqlx::Result<FleetMoney> {
+        sqlx::query_as!(
+            FleetMoney,
+            r#"SELECT budget_usd_per_day::float8 AS budget_usd_per_day, turnmill.fleet_spent_today()::float8 AS "today_usd!", stopped_at,
+                 stopped_reason FROM turnmill.fleet"#
+        )
+        .fetch_one(&self.pool)
+        .await
+    }
+
+    /// Changes it; holds from the next claim on.
+    pub async fn change_fleet(&self, change: &FleetChange) -> sqlx::Result<()> {
+        let mut tx = self.pool.begin().await?;
+        let done = change_fleet(&mut tx, change).await;
+        tx.done(done).await
+    }
+
     /// Who this database says that it belongs to.
     pub async fn fleet(&self) -> sqlx::Result<Fleet> {
         sqlx::query_as!(Fleet, "SELECT id, name FROM turnmill.fleet").fetch_one(&self.pool).await
@@ -57,7 +112,8 @@ impl Store {
         .await?;
         sqlx::query!(
             "UPDATE turnmill.slots SET state = 'free', epoch = NULL, due_at = NULL, turn_id = NULL, session_id = NULL,
-                    nonce = NULL, create_request = NULL, asked_at = NULL, sandbox_id = NULL, sandbox_at = NULL, holds = NULL"
+                    nonce = NULL, create_request = NULL, asked_at = NULL, sandbox_id = NULL, sandbox_at = NULL, holds = NULL,
+                    metered_at = NULL"
         )
         .execute(&mut tx)
         .await?;

@@ -91,6 +91,10 @@ pub struct Claimed {
     pub time_left: Duration,
     /// How long its agent may say nothing while no tool of its runs.
     pub idle_timeout: Duration,
+    /// What the pool lets one turn's model calls cost, in dollars.
+    pub turn_budget_usd: Option<f64>,
+    /// What those of its attempts so far have cost.
+    pub spent_usd: f64,
     /// Worker processes that died soon after they had taken this turn.
     pub crashes: i32,
     /// Somebody wants it cancelled, for this reason: so that whoever adopts it takes the end of its agent for what it is.
@@ -119,6 +123,23 @@ pub enum Taken {
     Claimed,
     /// From a worker that lost its lease or gave it back.
     Adopted,
+}
+
+impl Claimed {
+    /// What its model calls may cost in all: the turn's own option `max_budget_usd`, at most what the pool allows.
+    pub fn budget_usd(&self) -> Option<f64> {
+        let given = &self.options["max_budget_usd"];
+        let given = given.as_f64().or_else(|| given.as_str()?.parse().ok());
+        match (given, self.turn_budget_usd) {
+            (Some(given), Some(most)) => Some(f64::min(given, most)),
+            (given, most) => given.or(most),
+        }
+    }
+
+    /// What is left of that for an attempt, in millionths of a dollar as the database counts; not more than zero: nothing.
+    pub fn budget_left_usd(&self) -> Option<f64> {
+        self.budget_usd().map(|budget| ((budget - self.spent_usd) * 1e6).round() / 1e6)
+    }
 }
 
 impl Store {
@@ -175,6 +196,8 @@ impl Store {
                 sandbox_timeout: Duration::from_secs(u64::try_from(r.sandbox_timeout_s).unwrap_or(60)),
                 time_left: Duration::from_secs_f64(r.seconds_left),
                 idle_timeout: Duration::from_secs(u64::try_from(r.idle_timeout_s).unwrap_or(600)),
+                turn_budget_usd: r.turn_budget_usd,
+                spent_usd: r.spent_usd,
                 crashes: r.crashes,
                 cancel: r.cancel_asked.then_some(r.cancel_reason),
             })
@@ -261,6 +284,7 @@ impl Store {
             self.sweep_workers().await,
             self.drop_old_previews().await,
             self.forget_journals().await,
+            self.sum_charges().await.map(drop),
             self.forget_secrets().await,
         ];
         done.into_iter().collect()

@@ -30,9 +30,13 @@ impl Store {
                    SELECT j.tenant_id FROM turnmill.jobs j
                    WHERE j.pool = p.name AND j.state = 'ready' AND j.run_at <= clock_timestamp()
                      AND NOT EXISTS (SELECT FROM turnmill.tenants t WHERE t.id = j.tenant_id AND t.running >= t.running_max)
+                     AND NOT EXISTS (SELECT FROM turnmill.tenants t WHERE t.id = j.tenant_id AND t.budget_usd_per_day IS NOT NULL
+                                     AND turnmill.over_budget(t.id))
                      AND NOT EXISTS (SELECT FROM turnmill.slots k WHERE k.session_id = j.session_id AND k.state IN ('warm', 'pausing'))
                    LIMIT 1000) j
                  WHERE p.state = 'active' AND q.creates_after <= clock_timestamp()
+                   AND EXISTS (SELECT FROM turnmill.fleet f WHERE f.stopped_at IS NULL
+                               AND (f.budget_usd_per_day IS NULL OR f.budget_usd_per_day > turnmill.fleet_spent_today()))
                    AND EXISTS (SELECT FROM turnmill.slots w WHERE w.pool = p.name AND w.state = 'warm')
                  GROUP BY p.name, j.tenant_id),
                need AS MATERIALIZED (

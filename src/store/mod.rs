@@ -21,7 +21,8 @@
 //! | `own_keys` | keys to the model that users and tenants have given |
 //! | `jobs` | claim (`claim.sql`), phases, hand-over, promotion |
 //! | `blocks` | the fenced group append (`append.sql`) |
-//! | `settle` | terminal status or the next try |
+//! | `settle` | terminal status (`settle.sql`) or the next try (`retry_later.sql`) |
+//! | `charges` | what turns cost, booked where they end (`settle.sql`, `next_attempt.sql`, `retry_later.sql`), summed by day (`sum_charges.sql`) |
 //! | `slots` | intent, sandbox known, release |
 //! | `kept` | sandboxes that wait for their session's next turn, warm or paused |
 //! | `workers` | register, renew, release |
@@ -31,7 +32,8 @@
 //! | `transcripts` | what agents remember |
 //! | `journals` | what agents printed, word for word |
 //! | `files` | what turns change, and what comes with messages |
-//! | `tenants` | weights and limits |
+//! | `usage` | sums of them |
+//! | `tenants` | weights, limits, budgets |
 //! | `sealed` | what is sealed under which master key, and sealing it anew |
 //! | `listen` | wake-ups |
 //! | `refused` | what the public functions refuse, and why |
@@ -40,6 +42,7 @@
 mod audit;
 mod blocks;
 mod board;
+mod charges;
 mod db;
 mod deliveries;
 mod details;
@@ -74,6 +77,7 @@ mod tokens;
 mod transcripts;
 mod turn_secrets;
 mod turns;
+mod usage;
 mod visits;
 mod webhooks;
 mod workers;
@@ -93,7 +97,7 @@ pub use db::Limits;
 pub use deliveries::{Delivery, REPLAYED_MAX, Replay, Since};
 pub use details::TurnDetail;
 pub use files::{Artifact, ArtifactRow, Artifacts, Before, TurnFiles, Workspace};
-pub use fleet::Fleet;
+pub use fleet::{Fleet, FleetChange, FleetMoney};
 pub use found::{Below, FoundPage, FoundTurn, LOOKED_AT_MAX, TurnFilter};
 pub use found_sessions::{FoundSession, SessionKept, SessionPage, SessionsWanted};
 pub use held::{AfterParked, HeldFilter, HeldSlot, Orphan, ParkedSandbox};
@@ -121,6 +125,7 @@ pub use timeline::{OpsTurn, Period, Said, SaidPage};
 pub use tokens::{Bearer, Bounds, NewToken, TokenRow};
 pub use transcripts::{Past, SavedBy};
 pub use turns::{BlockRow, Enqueue, Reading, Receipt, Seam, TurnRow};
+pub use usage::{By, Usage, UsageFilter};
 pub use visits::Visit;
 pub use webhooks::{Endpoint, EndpointChange, NewEndpoint};
 pub use workers::{Renewal, WORKERS_MAX, WorkerRow};

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use super::blocks::{BlockColumns, count};
+use super::charges::ModelColumns;
 use super::{Claimed, Fenced, Store};
+use crate::agent::Spent;
 use crate::block::Block;
 use crate::turn::TurnError;
 
@@ -20,10 +22,8 @@ pub struct NextAttempt<'a> {
     pub resumes: bool,
     /// Whether it did not take the conversation that it was given.
     pub forgets: bool,
-    /// Tokens that it used.
-    pub usage: Option<&'a serde_json::Value>,
-    /// Dollars that it cost.
-    pub cost_usd: Option<f64>,
+    /// What its model calls came to, as far as its agent has said.
+    pub spent: Option<&'a Spent>,
     /// Why it failed; shown with the turn until that has ended.
     pub why: &'a TurnError,
 }
@@ -39,6 +39,7 @@ impl Store {
     pub async fn next_attempt(&self, job: &Claimed, next: &NextAttempt<'_>) -> sqlx::Result<Result<i32, Fenced>> {
         let mut rows = BlockColumns::default();
         rows.extend(&job.turn_id, next.blocks);
+        let models = ModelColumns::of(next.spent);
         let seq = sqlx::query_file_scalar!(
             "src/store/next_attempt.sql",
             job.turn_id,
@@ -49,8 +50,8 @@ impl Store {
             next.resumes,
             next.why.code,
             next.why.message,
-            next.usage,
-            next.cost_usd,
+            next.spent.and_then(|spent| spent.usage.as_ref()),
+            &models.usd,
             count(next.blocks),
             &rows.nth,
             &rows.kind,
@@ -58,6 +59,12 @@ impl Store {
             &rows.parent as &[Option<String>],
             &rows.source as &[Option<String>],
             next.forgets,
+            &models.model,
+            &models.input,
+            &models.output,
+            &models.cache_read,
+            &models.cache_write,
+            models.said,
         )
         .fetch_optional(&self.pool)
         .await?;
@@ -77,6 +84,7 @@ impl Claimed {
         self.next_seq = next_seq;
         self.sandbox_id = sandbox_id;
         self.unseen = false;
+        self.spent_usd += next.spent.and_then(Spent::cost_usd).unwrap_or(0.0);
         self.time_left = self.time_left.saturating_sub(elapsed);
     }
 }

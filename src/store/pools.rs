@@ -39,6 +39,10 @@ pub struct Pool {
     pub warm_s: i32,
     /// Seconds that it is kept paused after that.
     pub paused_s: i32,
+    /// Dollars that one costs an hour, if said.
+    pub sandbox_usd_per_hour: Option<f64>,
+    /// Most dollars that one turn's model calls may cost.
+    pub turn_budget_usd: Option<f64>,
 }
 
 /// However long E2B asks us to wait.
@@ -109,6 +113,10 @@ pub struct PoolChange {
     pub previews: Option<bool>,
     /// Days for which raw journals are kept; 0 = not at all.
     pub journal_days: Option<i32>,
+    /// Dollars that a sandbox costs an hour; `Some(None)` = not said.
+    pub sandbox_usd_per_hour: Option<Option<f64>>,
+    /// Most dollars that one turn's model calls may cost; `Some(None)` = no limit.
+    pub turn_budget_usd: Option<Option<f64>>,
     /// Whether the agent's key is added outside of its sandbox.
     pub inject_key: Option<bool>,
     /// What a sandbox may reach besides its model; `Some(None)` = everything.
@@ -121,6 +129,7 @@ impl Store {
         sqlx::query_as!(
             Pool,
             r#"SELECT p.name, p.template, p.cap, p.state, p.state_reason, p.agent, p.create_rate, q.account_cap, q.reported, p.warm_s, p.paused_s,
+                 p.sandbox_usd_per_hour::float8 AS sandbox_usd_per_hour, p.turn_budget_usd::float8 AS turn_budget_usd,
                  (SELECT count(*) FROM turnmill.slots s WHERE s.pool = p.name AND s.state <> 'free') AS "held!",
                  (SELECT count(*) FROM turnmill.slots s WHERE s.pool = p.name AND s.state = 'warm') AS "warm!",
                  (SELECT count(*) FROM turnmill.parked k WHERE k.pool = p.name) AS "parked!",
@@ -327,7 +336,9 @@ async fn apply(tx: &mut Tx, name: &str, change: &PoolChange) -> sqlx::Result<()>
            workspace = coalesce($2, workspace), workspace_max_bytes = coalesce($3, workspace_max_bytes),
            artifact_max_bytes = coalesce($4, artifact_max_bytes), files_exclude = coalesce($5, files_exclude),
            previews = coalesce($6, previews), journal_days = coalesce($7, journal_days),
-           inject_key = coalesce($8, inject_key), egress_allow = CASE WHEN $9 THEN $10 ELSE egress_allow END
+           inject_key = coalesce($8, inject_key), egress_allow = CASE WHEN $9 THEN $10 ELSE egress_allow END,
+           sandbox_usd_per_hour = CASE WHEN $11 THEN $12::float8::numeric(12, 6) ELSE sandbox_usd_per_hour END,
+           turn_budget_usd = CASE WHEN $13 THEN $14::float8::numeric(12, 6) ELSE turn_budget_usd END
          WHERE name = $1",
         name,
         change.workspace,
@@ -339,6 +350,10 @@ async fn apply(tx: &mut Tx, name: &str, change: &PoolChange) -> sqlx::Result<()>
         change.inject_key,
         change.egress_allow.is_some(),
         change.egress_allow.as_ref().and_then(|allow| allow.as_deref()),
+        change.sandbox_usd_per_hour.is_some(),
+        change.sandbox_usd_per_hour.flatten(),
+        change.turn_budget_usd.is_some(),
+        change.turn_budget_usd.flatten(),
     )
     .execute(tx)
     .await?;

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use super::blocks::{BlockColumns, count};
+use super::charges::ModelColumns;
 use super::{Claimed, Fenced, Store};
+use crate::agent::Spent;
 use crate::block::Block;
 use crate::turn::{Ending, TurnError};
 
@@ -18,10 +20,8 @@ pub struct Settle {
     pub journal_offset: i64,
     /// Code and text, unless it completed.
     pub error: Option<TurnError>,
-    /// Tokens, as the agent reports them.
-    pub usage: Option<serde_json::Value>,
-    /// Model cost of this turn.
-    pub cost_usd: Option<f64>,
+    /// What the attempt's model calls came to, as far as its agent has said.
+    pub spent: Option<Spent>,
     /// The sandbox is of use to the session's next turn: nothing runs in it, and what it holds is whole.
     pub keep: bool,
 }
@@ -43,6 +43,7 @@ impl Store {
     pub async fn settle(&self, job: &Claimed, settle: &Settle, hold: Duration) -> sqlx::Result<Result<Kept, Fenced>> {
         let mut rows = BlockColumns::default();
         rows.extend(&job.turn_id, &settle.blocks);
+        let models = ModelColumns::of(settle.spent.as_ref());
         let mut tx = self.pool.begin().await?;
         let done = sqlx::query_file!(
             "src/store/settle.sql",
@@ -53,8 +54,8 @@ impl Store {
             settle.ending.as_str(),
             settle.error.as_ref().map(|e| e.code.clone()),
             settle.error.as_ref().map(|e| e.message.clone()),
-            settle.usage,
-            settle.cost_usd,
+            settle.spent.as_ref().and_then(|spent| spent.usage.clone()),
+            &models.usd,
             hold.as_secs_f64(),
             count(&settle.blocks),
             &rows.nth,
@@ -63,6 +64,12 @@ impl Store {
             &rows.parent as &[Option<String>],
             &rows.source as &[Option<String>],
             settle.keep,
+            &models.model,
+            &models.input,
+            &models.output,
+            &models.cache_read,
+            &models.cache_write,
+            models.said,
         )
         .fetch_one(&mut tx)
         .await?;
@@ -84,35 +91,9 @@ impl Store {
     /// scratch. The slot goes to `releasing`, or `pausing`, for `hold`.
     pub async fn retry_later(&self, job: &Claimed, retry: &Retry<'_>, hold: Duration) -> sqlx::Result<Result<(), Fenced>> {
         let mut tx = self.pool.begin().await?;
-        let done = sqlx::query!(
-            r#"WITH job AS (
-                 UPDATE turnmill.jobs
-                 SET state = 'ready', worker_id = NULL, epoch = NULL, phase = NULL, slot_id = NULL,
-                     run_at = clock_timestamp() + make_interval(secs => $4),
-                     failures = failures + CASE WHEN $5 THEN 1 ELSE 0 END,
-                     sandboxes_lost = sandboxes_lost + CASE WHEN $6 THEN 1 ELSE 0 END,
-                     attempt = attempt + CASE WHEN $6 THEN 1 ELSE 0 END,
-                     resumes = resumes AND NOT $6, context_told = context_told AND NOT $6,
-                     generation = generation + CASE WHEN $6 THEN 1 ELSE 0 END,
-                     journal_offset = CASE WHEN $6 THEN 0 ELSE journal_offset END
-                 WHERE turn_id = $1 AND epoch = $2 AND attempt = $3
-                 RETURNING turn_id, session_id, generation),
-               turn AS (
-                 UPDATE turnmill.turns t
-                 SET status = 'pending', generation = job.generation, error_code = $7, error_message = $8
-                 FROM job WHERE t.id = job.turn_id),
-               slot AS (
-                 UPDATE turnmill.slots s
-                 SET state = CASE WHEN $11 THEN 'pausing' ELSE 'releasing' END, turn_id = NULL,
-                     due_at = clock_timestamp() + make_interval(secs => $9)
-                 FROM job WHERE s.id = $10 AND s.epoch = $2),
-               noted AS (
-                 UPDATE turnmill.attempts a
-                 SET ended_at = clock_timestamp(), ended = 'retry', detail = $8, error_code = $7,
-                     -- As it was before this statement.
-                     phase = (SELECT j.phase FROM turnmill.jobs j WHERE j.turn_id = job.turn_id)
-                 FROM job WHERE a.epoch = $2)
-               SELECT count(*) AS "done!" FROM job"#,
+        let models = ModelColumns::of(retry.spent.as_ref());
+        let done = sqlx::query_file!(
+            "src/store/retry_later.sql",
             job.turn_id,
             job.epoch,
             job.attempt,
@@ -124,6 +105,14 @@ impl Store {
             hold.as_secs_f64(),
             job.slot_id,
             retry.keep,
+            &models.model,
+            &models.input,
+            &models.output,
+            &models.cache_read,
+            &models.cache_write,
+            &models.usd,
+            models.said,
+            retry.spent.as_ref().and_then(|spent| spent.usage.clone()),
         )
         .fetch_one(&mut tx)
         .await?;
@@ -151,6 +140,8 @@ pub struct Retry<'a> {
     pub restart: bool,
     /// Whether the sandbox that was kept for the session is to be kept on.
     pub keep: bool,
+    /// What the attempt's model calls came to, as far as its agent has said.
+    pub spent: Option<Spent>,
     /// For the turn's error columns while it waits.
     pub why: &'a TurnError,
 }

@@ -33,7 +33,7 @@ impl Store {
     /// Right before the create call: from now on a sandbox may exist.
     pub async fn create_asked(&self, job: &Claimed) -> sqlx::Result<Result<(), Fenced>> {
         let done = sqlx::query!(
-            "UPDATE turnmill.slots SET asked_at = clock_timestamp()
+            "UPDATE turnmill.slots SET asked_at = clock_timestamp(), metered_at = clock_timestamp()
              WHERE id = $1 AND epoch = $2 AND state = 'creating'",
             job.slot_id,
             job.epoch
@@ -119,6 +119,15 @@ impl Store {
                  SELECT m.sandbox_id, m.pool, m.session_id, m.holds, m.nonce, m.create_request,
                    clock_timestamp() + make_interval(secs => p.paused_s)
                  FROM mine m JOIN turnmill.pools p ON p.name = m.pool WHERE $3),
+               -- It ran on after its turn, be it warm or until it was gone: that is its session's.
+               booked AS (
+                 INSERT INTO turnmill.fresh_charges (epoch, kind, model, day, booked_at, pool, tenant_id, project_id, session_id, seconds, usd)
+                 SELECT m.epoch, 'kept', '', (m.at AT TIME ZONE 'UTC')::date, m.at, m.pool, coalesce(n.tenant_id, ''), n.project_id, n.id,
+                   m.seconds, m.seconds * coalesce(p.sandbox_usd_per_hour, 0) / 3600
+                 FROM (SELECT mine.*, c.at, extract(epoch FROM c.at - mine.metered_at)::numeric(14, 3) AS seconds
+                       FROM mine CROSS JOIN (SELECT clock_timestamp() AS at) c) m
+                 JOIN turnmill.sessions n ON n.id = m.session_id JOIN turnmill.pools p ON p.name = m.pool
+                 WHERE m.sandbox_id IS NOT NULL AND m.seconds >= 1),
                heir AS MATERIALIZED (
                  SELECT s.id FROM turnmill.slots s JOIN mine m ON s.pool = m.pool AND s.id <> m.id
                  WHERE s.retire AND NOT m.retire LIMIT 1 FOR NO KEY UPDATE OF s SKIP LOCKED),
@@ -129,7 +138,7 @@ impl Store {
                freed AS (
                  UPDATE turnmill.slots s
                  SET state = 'free', epoch = NULL, due_at = NULL, turn_id = NULL, session_id = NULL, nonce = NULL,
-                     create_request = NULL, asked_at = NULL, sandbox_id = NULL, sandbox_at = NULL, holds = NULL
+                     create_request = NULL, asked_at = NULL, sandbox_id = NULL, sandbox_at = NULL, holds = NULL, metered_at = NULL
                  FROM mine m WHERE s.id = m.id AND NOT m.retire AND NOT EXISTS (SELECT FROM heir) RETURNING s.id)
                SELECT count(*) AS "mine!",
                  (SELECT count(pg_notify('turnmill_ready', pool)) FROM mine WHERE EXISTS (

@@ -14,6 +14,8 @@ const WAITS = {
   session_busy: "waits for the message before it",
   no_slot: "waits for a free sandbox",
   create_rate: "waits: sandboxes are made only so fast",
+  budget: "waits: the budget of this day is spent",
+  fleet_stopped: "waits: the fleet is stopped",
   tenant_limit: "waits: no more of this tenant's may run at once",
   backoff: "waits for the next try",
   pool_paused: "waits: its pool is paused",

@@ -31,7 +31,8 @@ pub struct Turn {
     /// pending, in_progress, completed, failed or cancelled. The last three never change again.
     #[schema(pattern = "^(pending|in_progress|completed|failed|cancelled)$")]
     status: String,
-    /// Why it waits, if it does: session_busy, no_slot, create_rate, tenant_limit, backoff, pool_paused, pool_blocked, no_worker.
+    /// Why it waits, if it does: session_busy, no_slot, create_rate, tenant_limit, backoff, budget,
+    /// pool_paused, pool_blocked, fleet_stopped, no_worker.
     wait_reason: Option<String>,
     /// Unfinished turns of its session before it; null in lists.
     queue_position: Option<i64>,

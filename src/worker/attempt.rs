@@ -78,14 +78,20 @@ async fn attempt(worker: &Worker, assignment: &mut Assignment) -> Result<(), Let
             make_sure_it_is_over(worker, &held, job.sandbox_timeout).await;
         }
         let before = Setbacks { startups: count(job.failures), agents: count(job.agent_failures), sandboxes: count(job.sandboxes_lost) };
-        let fate = worker.config.retry.decide(&happened, before, rand::random()).masked(&secrets.in_errors);
+        let fate = worker.config.retry.decide(&happened, before, rand::random());
+        let fate = match over_budget(job, copier.outcome_of(&happened).and_then(|outcome| outcome.spent.cost_usd())) {
+            Some(over) if matches!(fate, Fate::NextAttempt { .. }) => worker.config.retry.decide(&over, before, 0.0),
+            _ => fate,
+        }
+        .masked(&secrets.in_errors);
         let kept = match fate {
             Fate::End { ending, error } => end(worker, job, &copier, &happened, ending, error, &held).await?,
             Fate::RetryLater { delay, charged, restart, for_pool, why } => {
                 tell_pool(worker, &job.pool, for_pool, &why).await?;
                 // One that was kept for the session and could not be woken yet is worth another try.
                 let keep = held.idle && !matches!(happened, Happened::StartupFailed(StartupFailure::NotKept(_)));
-                let retry = Retry { delay, charged, restart, keep, why: &why };
+                let spent = copier.outcome_of(&happened).map(|outcome| outcome.spent);
+                let retry = Retry { delay, charged, restart, keep, spent, why: &why };
                 persist(|| worker.store.retry_later(job, &retry, held.hold())).await?;
                 worker.news.of(&job.turn_id);
                 warn!(turn.id = %job.turn_id, error.code = %why.code, failures = job.failures, delay_ms = delay.as_millis(), "Turn {} is tried again in {delay:?}: {}", job.turn_id, why.message);
@@ -93,15 +99,14 @@ async fn attempt(worker: &Worker, assignment: &mut Assignment) -> Result<(), Let
             }
             Fate::NextAttempt { delay, resumes, forgets, why } => {
                 let epoch = persist_free(|| worker.store.next_epoch()).await?;
-                let outcome = copier.outcome_of(&happened);
+                let spent = copier.outcome_of(&happened).map(|outcome| outcome.spent);
                 let next = NextAttempt {
                     epoch,
                     journal_offset: copier.committed(),
                     blocks: &copier.dangling("the agent failed before this call returned"),
                     resumes,
                     forgets,
-                    usage: outcome.as_ref().and_then(|o| o.usage.as_ref()),
-                    cost_usd: outcome.as_ref().and_then(|o| o.cost_usd),
+                    spent: spent.as_ref(),
                     why: &why,
                 };
                 let listed = worker.running.enter_again(&assignment.listed, epoch);
@@ -121,6 +126,13 @@ async fn attempt(worker: &Worker, assignment: &mut Assignment) -> Result<(), Let
         }
         return Ok(());
     }
+}
+
+/// Whether the turn may not spend anything more, once its attempt has cost this.
+fn over_budget(job: &Claimed, cost_usd: Option<f64>) -> Option<Happened> {
+    let (budget_usd, cost_usd) = (job.budget_usd()?, cost_usd.unwrap_or(0.0));
+    let over = job.budget_left_usd()? <= cost_usd;
+    over.then_some(Happened::BudgetSpent { budget_usd, spent_usd: job.spent_usd + cost_usd })
 }
 
 /// Whatever comes next, the session's next turn or this one anew: it must not run beside an agent that nobody has seen
@@ -145,6 +157,10 @@ async fn run_agent(
 ) -> Result<Happened, LetGo> {
     if let Some(crashes) = u32::try_from(job.crashes).ok().filter(|crashes| *crashes >= worker.config.retry.crashes_max) {
         return Ok(Happened::Poisoned(crashes));
+    }
+    // Who adopts a turn whose agent may run already takes it to its end.
+    if let Some(over) = over_budget(job, None).filter(|_| job.taken == Taken::Claimed) {
+        return Ok(over);
     }
     let past = persist_free(|| worker.store.past(job)).await?;
     if job.unseen && !context::is_as_left(job, &past) {
@@ -293,14 +309,12 @@ async fn end(
     error: Option<TurnError>,
     held: &Held,
 ) -> Result<Kept, LetGo> {
-    let outcome = copier.outcome_of(happened);
     let keep = keeps(worker, job, copier, happened, held).await;
     let settle = Settle {
         ending,
         blocks: last_blocks(worker, copier, ending, error.as_ref()).await?,
         journal_offset: copier.committed(),
-        usage: outcome.as_ref().and_then(|o| o.usage.clone()),
-        cost_usd: outcome.as_ref().and_then(|o| o.cost_usd),
+        spent: copier.outcome_of(happened).map(|outcome| outcome.spent),
         error,
         keep,
     };

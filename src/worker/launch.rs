@@ -20,13 +20,17 @@ pub(super) fn launch(worker: &Worker, job: &Claimed, credentials: &Credentials, 
     let mut command: Vec<String> = job.agent.iter().flat_map(|word| session_words(job, memory, word)).collect();
     let takes_file = command.iter().any(|word| word.contains(INSTRUCTIONS));
     let mut instructions = None;
-    for (key, value) in job.options.as_object().into_iter().flatten() {
+    for (key, value) in job.options.as_object().into_iter().flatten().filter(|(key, _)| *key != "max_budget_usd") {
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         if takes_file && key == "append_system_prompt" {
             instructions = Some(value);
         } else {
             command.push(format!("--{}={value}", key.replace('_', "-")));
         }
+    }
+    // It counts what its own process spends: an attempt gets what those before have left.
+    if let Some(left) = job.budget_left_usd() {
+        command.push(format!("--max-budget-usd={left}"));
     }
     if job.previews {
         command.push("--include-partial-messages".to_owned());

@@ -77,7 +77,7 @@ fn every_capture_gives_the_blocks_and_the_outcome_that_a_reader_would_expect() {
         let open = fold.dangling("lost").len();
         assert_json_snapshot!(
             name,
-            shortened(json!({ "blocks": blocks, "verdict": verdict, "cost_usd": outcome.cost_usd, "open_calls": open }))
+            shortened(json!({ "blocks": blocks, "verdict": verdict, "cost_usd": outcome.spent.cost_usd(), "open_calls": open }))
         );
     }
 }

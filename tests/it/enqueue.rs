@@ -220,7 +220,7 @@ async fn who_polls_a_turn_sees_each_block_once_then_the_end_and_when_it_starts_o
     assert_eq!(read(-1).await, ("in_progress".to_owned(), 1, 1, vec![0, 1]));
     assert_eq!(read(0).await, ("in_progress".to_owned(), 1, 1, vec![1]));
     let why = turnmill::turn::TurnError::new("sandbox_lost", "gone");
-    let restart = Retry { delay: std::time::Duration::ZERO, charged: false, restart: true, keep: false, why: &why };
+    let restart = Retry { delay: std::time::Duration::ZERO, charged: false, restart: true, keep: false, spent: None, why: &why };
     fleet.store.retry_later(&job, &restart, std::time::Duration::from_secs(30)).await.unwrap().unwrap();
     let job = worker.claim_one().await;
     append(&fleet.store, job.append_of(0, 5, &["c"])).await;

@@ -26,7 +26,7 @@ async fn a_worker_that_lost_its_lease_can_write_nothing(pool: PgPool) {
     assert_eq!(store.hand_over(&stale).await.unwrap(), Err(Fenced));
     assert_eq!(store.settle(&stale, &ending(Ending::Completed), Duration::ZERO).await.unwrap(), Err(Fenced));
     let why = TurnError::new("x", "y");
-    let retry = Retry { delay: Duration::ZERO, charged: true, restart: true, keep: false, why: &why };
+    let retry = Retry { delay: Duration::ZERO, charged: true, restart: true, keep: false, spent: None, why: &why };
     assert_eq!(store.retry_later(&stale, &retry, Duration::ZERO).await.unwrap(), Err(Fenced));
     assert_eq!(store.slot_freed(stale.slot_id, stale.epoch).await.unwrap(), Err(Fenced));
 

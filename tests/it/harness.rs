@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use turnmill::agent::{Fold, mock};
+use turnmill::agent::{Fold, ModelUse, Spent, mock};
 use turnmill::config::Config;
 use turnmill::e2b;
 use turnmill::keys::Keyring;
@@ -262,10 +262,15 @@ pub fn ending(ending: Ending) -> Settle {
         blocks: Vec::new(),
         journal_offset: 0,
         error: (ending != Ending::Completed).then(|| TurnError::new("some_code", "some words")),
-        usage: None,
-        cost_usd: None,
+        spent: None,
         keep: false,
     }
+}
+
+/// What an agent says that its calls of one model came to.
+pub fn spent(cost_usd: f64) -> Spent {
+    let model = ModelUse { model: "m".to_owned(), input_tokens: 100, output_tokens: 10, cost_usd, ..ModelUse::default() };
+    Spent { usage: None, models: Some(vec![model]) }
 }
 
 /// Settles, then lets the slot go as if its sandbox were gone.

@@ -32,7 +32,7 @@ fn retry_later(job: &Claimed) -> Call {
     let job = job.clone();
     call(move |store| async move {
         let why = TurnError::new("x", "y");
-        let retry = Retry { delay: Duration::ZERO, charged: true, restart: false, keep: false, why: &why };
+        let retry = Retry { delay: Duration::ZERO, charged: true, restart: false, keep: false, spent: None, why: &why };
         heard(store.retry_later(&job, &retry, Duration::ZERO).await.unwrap())
     })
 }

@@ -8,6 +8,7 @@ mod visitor;
 
 mod agents;
 mod attachments;
+mod budgets;
 mod captures;
 mod commands;
 mod complaints;
@@ -29,6 +30,7 @@ mod keys;
 mod lost_answers;
 mod masking;
 mod memory;
+mod money;
 mod ops;
 mod ops_acts;
 mod ops_kills;

@@ -9,10 +9,11 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 use serde_json::Value;
 use sqlx::PgPool;
+use turnmill::agent::Spent;
 use turnmill::store::{Answer, Claimed, Enqueue, NextAttempt, Renewal, Retry, Settle};
 use turnmill::turn::{Ending, TurnError};
 
-use crate::harness::{Fleet, Holding as _, append, ending, renew};
+use crate::harness::{Fleet, Holding as _, append, ending, renew, spent};
 use crate::reference::{Outcome, Reference};
 
 const CASES: u32 = 40;
@@ -102,6 +103,9 @@ async fn live(fleet: Fleet, acts: &[Act]) -> Result<(), TestCaseError> {
         let (now, should) = (fleet.queue().await, reference.queue());
         prop_assert!(now == should, "{}: the database has\n{:#}\ninstead of\n{:#}", at, now, should);
     }
+    fleet.books_balance().await;
+    fleet.store.sum_charges().await.unwrap();
+    fleet.books_balance().await;
     Ok(())
 }
 
@@ -152,7 +156,9 @@ async fn carry_out(fleet: &Fleet, act: &Act, claims: &mut Vec<Claimed>, referenc
         Act::SandboxReady(claim) => {
             let Some(job) = pick(claims, claim) else { return reference.nothing() };
             reference.sandbox_ready(&job);
-            Outcome::Done(store.sandbox_ready(&job, "i-1").await.unwrap().is_ok())
+            let done = store.sandbox_ready(&job, "i-1").await.unwrap().is_ok();
+            fleet.age_sandboxes(90).await;
+            Outcome::Done(done)
         }
         Act::Append { claim, bytes, blocks, misplaced } => {
             let Some(job) = pick(claims, claim) else { return reference.nothing() };
@@ -165,17 +171,9 @@ async fn carry_out(fleet: &Fleet, act: &Act, claims: &mut Vec<Claimed>, referenc
             let Some(mut job) = pick(claims, claim) else { return reference.nothing() };
             let journal_offset = reference.offset_of(&job.turn_id);
             let epoch = store.next_epoch().await.unwrap();
-            let blocks = some_blocks(blocks);
-            let next = NextAttempt {
-                epoch,
-                journal_offset,
-                blocks: &blocks,
-                resumes: true,
-                forgets: false,
-                usage: None,
-                cost_usd: None,
-                why: &why,
-            };
+            let (blocks, spent) = (some_blocks(blocks), some_spending(claim));
+            let next =
+                NextAttempt { epoch, journal_offset, blocks: &blocks, resumes: true, forgets: false, spent: spent.as_ref(), why: &why };
             let seq = store.next_attempt(&job, &next).await.unwrap();
             reference.next_attempt(&job, epoch, blocks.len());
             if let Ok(seq) = seq {
@@ -186,7 +184,8 @@ async fn carry_out(fleet: &Fleet, act: &Act, claims: &mut Vec<Claimed>, referenc
         }
         Act::Settle { claim, ending: how, blocks } => {
             let Some(job) = pick(claims, claim) else { return reference.nothing() };
-            let settle = Settle { journal_offset: reference.offset_of(&job.turn_id), blocks: some_blocks(blocks), ..ending(how) };
+            let journal_offset = reference.offset_of(&job.turn_id);
+            let settle = Settle { journal_offset, blocks: some_blocks(blocks), spent: some_spending(claim), ..ending(how) };
             reference.settle(&job, how, blocks);
             Outcome::Done(store.settle(&job, &settle, Duration::ZERO).await.unwrap().is_ok())
         }
@@ -194,7 +193,7 @@ async fn carry_out(fleet: &Fleet, act: &Act, claims: &mut Vec<Claimed>, referenc
             let Some(job) = pick(claims, claim) else { return reference.nothing() };
             let delay = if at_once { Duration::ZERO } else { SOME_TIME };
             reference.retry_later(&job, restart, charged, at_once);
-            let retry = Retry { delay, charged, restart, keep: false, why: &why };
+            let retry = Retry { delay, charged, restart, keep: false, spent: some_spending(claim), why: &why };
             Outcome::Done(store.retry_later(&job, &retry, Duration::ZERO).await.unwrap().is_ok())
         }
         Act::HandOver(claim) => {
@@ -241,6 +240,11 @@ async fn carry_out(fleet: &Fleet, act: &Act, claims: &mut Vec<Claimed>, referenc
     }
 }
 
+/// One in three does not say; amounts have more digits than are kept.
+fn some_spending(nth: usize) -> Option<Spent> {
+    (!nth.is_multiple_of(3)).then(|| spent(0.000_000_7 + f64::from(u32::try_from(nth).unwrap()) / 3.0))
+}
+
 fn some_blocks(count: usize) -> Vec<turnmill::block::Block> {
     vec![turnmill::block::Block::error("some_code", "some words"); count]
 }
@@ -248,7 +252,10 @@ fn some_blocks(count: usize) -> Vec<turnmill::block::Block> {
 impl Fleet {
     /// As after the migrations, with the workers.
     async fn begin_anew(&self) {
-        let tables = "TRUNCATE turnmill.sessions, turnmill.jobs, turnmill.attempts, turnmill.cancel_requests, turnmill.workers CASCADE;
+        let tables = "TRUNCATE turnmill.sessions, turnmill.jobs, turnmill.attempts, turnmill.cancel_requests, turnmill.workers,
+                        turnmill.charges, turnmill.fresh_charges, turnmill.spend_days CASCADE;
+                      UPDATE turnmill.spend_state SET day = '-infinity', usd = 0;
+                      UPDATE turnmill.pools SET sandbox_usd_per_hour = 0.17;
                       DELETE FROM turnmill.slots;";
         sqlx::raw_sql(tables).execute(&self.pool).await.unwrap();
         self.cap("default", 0).await;

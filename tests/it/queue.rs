@@ -171,7 +171,8 @@ async fn a_failed_start_up_waits_its_time_keeps_its_session_and_frees_its_slot_o
     let worker = fleet.worker("a").await;
     let job = worker.claim_one().await;
     let why = TurnError::new("sandbox_start_failed", "no sandbox yet");
-    let retry = turnmill::store::Retry { delay: Duration::from_secs(60), charged: true, restart: false, keep: false, why: &why };
+    let retry =
+        turnmill::store::Retry { delay: Duration::from_secs(60), charged: true, restart: false, keep: false, spent: None, why: &why };
     fleet.store.retry_later(&job, &retry, Duration::from_secs(30)).await.unwrap().unwrap();
 
     let waiting = fleet.turn(&turn.turn_id).await;

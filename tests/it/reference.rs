@@ -246,6 +246,7 @@ impl Reference {
         for job in self.turns.iter_mut().flat_map(|turn| &mut turn.job) {
             if job.worker == Some(worker) && !known.contains(&job.epoch.unwrap()) {
                 job.worker = None;
+                job.given_back = true;
                 given += 1;
             }
         }

@@ -327,7 +327,7 @@ impl Hand {
     /// Its sandbox is lost: the turn starts over.
     pub async fn start_over(self, worker: &Claimer) -> Self {
         let why = turnmill::turn::TurnError::new("sandbox_lost", "it is gone");
-        let retry = store::Retry { delay: Duration::ZERO, charged: false, restart: true, keep: false, why: &why };
+        let retry = store::Retry { delay: Duration::ZERO, charged: false, restart: true, keep: false, spent: None, why: &why };
         self.store.retry_later(&self.job, &retry, Duration::from_secs(30)).await.unwrap().unwrap();
         self.store.slot_freed(self.job.slot_id, self.job.epoch).await.unwrap().unwrap();
         Self { store: self.store.clone(), job: worker.claim_one().await, at: 0 }

@@ -13,7 +13,7 @@ use turnmill::local::postgres::passable_tempdir;
 use turnmill::store::{Answer, Claimed, Fenced, NextAttempt, Position, Retry, Settle, Store};
 use turnmill::turn::{Ending, TurnError};
 
-use crate::harness::{Fleet, Holding as _, append, ending, renew};
+use crate::harness::{Fleet, Holding as _, append, ending, renew, spent};
 
 const SOME_TIME: Duration = Duration::from_secs(30);
 
@@ -88,7 +88,7 @@ const CALLS: [&str; 12] = [
 
 async fn refused(call: &str, store: &Store, zombie: &Claimed) -> bool {
     let why = TurnError::new("zombie", "was here");
-    let retry = |restart| Retry { delay: Duration::ZERO, charged: true, restart, keep: false, why: &why };
+    let retry = |restart| Retry { delay: Duration::ZERO, charged: true, restart, keep: false, spent: None, why: &why };
     let blocks = [Block::error("zombie", "was here")];
     let offset = zombie.journal_offset;
     match call {
@@ -99,13 +99,13 @@ async fn refused(call: &str, store: &Store, zombie: &Claimed) -> bool {
         "empty append" => matches!(append(store, zombie.append_of(offset, offset + 5, &[])).await, Answer::Fenced(_)),
         "next_attempt" => {
             let epoch = store.next_epoch().await.unwrap();
-            let (usage, cost_usd) = (None, Some(1.0));
-            let next =
-                NextAttempt { epoch, journal_offset: offset, blocks: &blocks, resumes: true, forgets: false, usage, cost_usd, why: &why };
+            let spent = spent(1.0);
+            let spent = Some(&spent);
+            let next = NextAttempt { epoch, journal_offset: offset, blocks: &blocks, resumes: true, forgets: false, spent, why: &why };
             store.next_attempt(zombie, &next).await.unwrap() == Err(Fenced)
         }
         "settle" => {
-            let settle = Settle { journal_offset: offset, blocks: blocks.to_vec(), cost_usd: Some(1.0), ..ending(Ending::Failed) };
+            let settle = Settle { journal_offset: offset, blocks: blocks.to_vec(), spent: Some(spent(1.0)), ..ending(Ending::Failed) };
             store.settle(zombie, &settle, SOME_TIME).await.unwrap() == Err(Fenced)
         }
         "retry_later" => store.retry_later(zombie, &retry(false), SOME_TIME).await.unwrap() == Err(Fenced),
@@ -134,7 +134,7 @@ impl Fleet {
             lost.journal_offset = 10;
         }
         let why = TurnError::new("sandbox_lost", "gone");
-        let retry = |restart| Retry { delay: Duration::ZERO, charged: true, restart, keep: false, why: &why };
+        let retry = |restart| Retry { delay: Duration::ZERO, charged: true, restart, keep: false, spent: None, why: &why };
         let settle = Settle { journal_offset: lost.journal_offset, ..ending(Ending::Completed) };
         let store = &self.store;
         match loss {
@@ -159,16 +159,7 @@ impl Fleet {
             }
             Loss::WentOnToTheNextAttempt => {
                 let (epoch, journal_offset) = (store.next_epoch().await.unwrap(), lost.journal_offset);
-                let next = NextAttempt {
-                    epoch,
-                    journal_offset,
-                    blocks: &[],
-                    resumes: true,
-                    forgets: false,
-                    usage: None,
-                    cost_usd: None,
-                    why: &why,
-                };
+                let next = NextAttempt { epoch, journal_offset, blocks: &[], resumes: true, forgets: false, spent: None, why: &why };
                 store.next_attempt(&lost, &next).await.unwrap().unwrap();
                 // In its own name, but the job of another task of it.
                 self.sql("UPDATE turnmill.jobs SET worker_id = 'other' WHERE turn_id = $1", &lost.turn_id).await;

@@ -52,6 +52,7 @@ pub fn timeline(script: &Script, message_uuid: &str) -> Timeline {
     let mut lines = if script.foreign { Vec::new() } else { vec![(at, speech.init())] };
     for step in &script.steps {
         at += script.pause_before(step);
+        speech.spend(script.usd_per_step, None);
         match speech.step(step) {
             speech::Act::Say(said) => lines.extend(said.into_iter().map(|line| (at, line))),
             speech::Act::Sleep(time) => at += time,
@@ -130,6 +131,7 @@ async fn perform(script: &Script, message: &Message, mut memory: Memory) -> Exit
     }
     let mut speech = Speech::going_on(&message.uuid, memory.events());
     let partial = std::env::args().any(|arg| arg == "--include-partial-messages");
+    let most_usd = std::env::args().find_map(|arg| arg.strip_prefix("--max-budget-usd=")?.parse().ok());
     if !script.foreign {
         say(&[speech.init()]);
     }
@@ -153,7 +155,14 @@ async fn perform(script: &Script, message: &Message, mut memory: Memory) -> Exit
                 Step::Clock(words) => Some(tell_the_time(&speech, *words, pause, partial).await),
                 _ => step.act(),
             };
+            let over = speech.spend(script.usd_per_step, most_usd);
             match speech.step(acted.as_ref().unwrap_or(step)) {
+                // Like the real one, which leaves the last call without its result.
+                speech::Act::Say(lines) if over => {
+                    say(&lines[..lines.len().min(1)]);
+                    say(&[speech.budget_spent(most_usd.unwrap_or_default())]);
+                    return ExitCode::FAILURE;
+                }
                 speech::Act::Say(lines) => say(&lines),
                 speech::Act::Sleep(time) => tokio::time::sleep(time).await,
                 speech::Act::Hang => std::future::pending::<()>().await,

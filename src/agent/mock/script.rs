@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 /// A script: a name of ours, a file, or JSON like
-/// `{"delay_ms": 100, "steps": [{"text": "hi"}, {"tool": {"name": "Bash", "input": {"command": "ls"}, "result": "a"}}]}`.
+/// `{"delay_ms": 100, "usd_per_step": 0.01, "steps": [{"text": "hi"}, {"tool": {"name": "Bash", "input": {"command": "ls"}, "result": "a"}}]}`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Script {
@@ -18,6 +18,9 @@ pub struct Script {
     /// Is some other program: prints no `init` first.
     #[serde(default)]
     pub foreign: bool,
+    /// What each step costs, in dollars; without it the whole costs next to nothing.
+    #[serde(default)]
+    pub usd_per_step: f64,
     /// One after the other.
     pub steps: Vec<Step>,
 }
@@ -143,7 +146,7 @@ impl Script {
 pub const NAMES: [&str; 9] = ["default", "noop", "tools", "long", "api-error", "hang", "crash", "garbage", "hostile"];
 
 fn named(name: &str) -> Option<Script> {
-    let script = |delay_ms, steps| Some(Script { delay_ms, foreign: name == "garbage", steps });
+    let script = |delay_ms, steps| Some(Script { delay_ms, foreign: name == "garbage", usd_per_step: 0.0, steps });
     let text = |text: &str| Step::Text(text.to_owned());
     match name {
         // The five blocks of the original proposal.

@@ -25,7 +25,12 @@ pub(super) struct Speech {
     message_uuid: String,
     count: u64,
     last: Vec<u8>,
+    /// What this process has cost.
+    spent_usd: f64,
 }
+
+/// A script without prices costs this in all.
+const NEXT_TO_NOTHING_USD: f64 = 0.0001;
 
 impl Speech {
     pub fn new(message_uuid: &str) -> Self {
@@ -34,12 +39,37 @@ impl Speech {
 
     /// Behind this many events.
     pub fn going_on(message_uuid: &str, count: u64) -> Self {
-        Self { message_uuid: message_uuid.to_owned(), count, last: Vec::new() }
+        Self { message_uuid: message_uuid.to_owned(), count, last: Vec::new(), spent_usd: 0.0 }
     }
 
     /// Events so far.
     pub fn events(&self) -> u64 {
         self.count
+    }
+
+    /// So much more was spent; whether that is more than it may be.
+    pub fn spend(&mut self, usd: f64, most_usd: Option<f64>) -> bool {
+        self.spent_usd += usd;
+        most_usd.is_some_and(|most| self.spent_usd >= most)
+    }
+
+    /// What the real one says, between two calls of the model, when it has spent what it may.
+    pub fn budget_spent(&mut self, most_usd: f64) -> Vec<u8> {
+        let result = json!({
+            "type": "result", "subtype": "error_max_budget_usd", "is_error": true, "terminal_reason": "budget_exhausted",
+            "stop_reason": "tool_use", "errors": [format!("Reached maximum budget (${most_usd})")], "user_message_uuid": self.message_uuid,
+        });
+        self.priced(result)
+    }
+
+    /// A result, with what the process has cost.
+    fn priced(&mut self, mut result: Value) -> Vec<u8> {
+        let usd = if self.spent_usd > 0.0 { self.spent_usd } else { NEXT_TO_NOTHING_USD };
+        let output = 10 * self.count;
+        result["total_cost_usd"] = usd.into();
+        result["usage"] = json!({ "input_tokens": 100, "output_tokens": output });
+        result["model_usage_since_last_result"] = json!({ "mock": { "inputTokens": 100, "outputTokens": output, "costUSD": usd } });
+        self.event(result)
     }
 
     /// What the real one says when it is to resume a conversation that isn't there.
@@ -129,12 +159,11 @@ impl Speech {
 
     /// The good end.
     pub fn result(&mut self) -> Vec<u8> {
-        let steps = self.count;
-        self.event(json!({
+        let result = json!({
             "type": "result", "subtype": "success", "is_error": false, "terminal_reason": "completed", "stop_reason": "end_turn",
-            "num_turns": 1, "result": "", "total_cost_usd": 0.0001, "user_message_uuid": self.message_uuid,
-            "usage": { "input_tokens": 100, "output_tokens": 10 * steps },
-        }))
+            "num_turns": 1, "result": "", "user_message_uuid": self.message_uuid,
+        });
+        self.priced(result)
     }
 
     /// What the real one says at SIGINT.
@@ -142,9 +171,9 @@ impl Speech {
         let text = json!({ "type": "text", "text": "[Request interrupted by user]" });
         vec![
             self.event(json!({ "type": "user", "message": { "role": "user", "content": [text] }, "parent_tool_use_id": null })),
-            self.event(json!({
+            self.priced(json!({
                 "type": "result", "subtype": "error_during_execution", "is_error": true, "terminal_reason": "aborted_streaming",
-                "stop_reason": null, "errors": ["Request was aborted."], "total_cost_usd": 0.0001, "user_message_uuid": message_uuid,
+                "stop_reason": null, "errors": ["Request was aborted."], "user_message_uuid": message_uuid,
             })),
         ]
     }
@@ -158,7 +187,8 @@ impl Speech {
         });
         let result = json!({
             "type": "result", "subtype": "success", "is_error": true, "terminal_reason": "api_error", "stop_reason": "stop_sequence",
-            "api_error_status": status, "result": message, "total_cost_usd": 0, "user_message_uuid": self.message_uuid,
+            "api_error_status": status, "result": message, "total_cost_usd": self.spent_usd, "user_message_uuid": self.message_uuid,
+            "model_usage_since_last_result": { "mock": { "inputTokens": 0, "outputTokens": 0, "costUSD": self.spent_usd } },
         });
         Act::Exit { code: 1, last: [retry, words, result].into_iter().map(|event| self.event(event)).collect() }
     }

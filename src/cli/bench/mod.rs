@@ -321,7 +321,7 @@ async fn no_op(store: &Store, job: &Claimed) -> anyhow::Result<()> {
 
 /// A good end behind this many bytes of the journal.
 fn settle_at(journal_offset: i64) -> Settle {
-    Settle { ending: Ending::Completed, blocks: Vec::new(), journal_offset, error: None, usage: None, cost_usd: None, keep: false }
+    Settle { ending: Ending::Completed, blocks: Vec::new(), journal_offset, error: None, spent: None, keep: false }
 }
 
 async fn percentiles(pool: &PgPool, statement: &'static str) -> anyhow::Result<(f64, f64)> {

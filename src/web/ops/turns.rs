@@ -25,8 +25,18 @@ const LIST: &str = "ops-turns";
 const STATUSES: [&str; 5] = ["pending", "in_progress", "completed", "failed", "cancelled"];
 
 /// Reasons, as they are chosen.
-const REASONS: [&str; 9] =
-    ["session_busy", "no_slot", "create_rate", "tenant_limit", "backoff", "budget", "pool_paused", "pool_blocked", "no_worker"];
+const REASONS: [&str; 10] = [
+    "session_busy",
+    "no_slot",
+    "create_rate",
+    "tenant_limit",
+    "backoff",
+    "budget",
+    "pool_paused",
+    "pool_blocked",
+    "fleet_stopped",
+    "no_worker",
+];
 
 /// The filter, as the address has it; an empty field filters nothing.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -191,7 +201,7 @@ impl TurnsPage {
         STATUSES.map(|status| (status, look::status(status, None, None)))
     }
 
-    fn reasons() -> [(&'static str, &'static str); 9] {
+    fn reasons() -> [(&'static str, &'static str); 10] {
         REASONS.map(|reason| (reason, look::reason_words(reason)))
     }
 
