@@ -138,10 +138,10 @@ fn is_clean(value: &Value) {
 }
 
 fn is_settleable(outcome: &Outcome, status: i32) {
-    if let Some(usage) = &outcome.usage {
+    if let Some(usage) = &outcome.spent.usage {
         is_clean(usage);
     }
-    if let Some(cost) = outcome.cost_usd {
+    if let Some(cost) = outcome.spent.cost_usd() {
         assert!((0.0..COST_MAX).contains(&cost), "{cost}");
     }
     match &outcome.verdict {
