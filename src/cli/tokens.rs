@@ -35,7 +35,7 @@ struct TokenCreate {
     /// Whose it is, for people
     #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
     name: String,
-    /// What it may do: turns:read, turns:write, turns:cancel, queue:read, webhooks:read, webhooks:write, keys:write, ops:read and ops:act
+    /// What it may do: turns:read, turns:write, turns:cancel, queue:read, usage:read, webhooks:read, webhooks:write, keys:write, ops:read and ops:act
     /// for the dashboard; the first three without it
     #[arg(long = "scope", value_name = "SCOPE", value_delimiter = ',', value_parser = SCOPES)]
     scopes: Vec<String>,

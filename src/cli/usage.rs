@@ -27,6 +27,9 @@ pub struct Usage {
     /// Only of this project
     #[arg(long, value_name = "ID")]
     project: Option<String>,
+    /// Only of this session
+    #[arg(long, value_name = "ID")]
+    session: Option<String>,
     /// A line of JSON each
     #[arg(long)]
     json: bool,
@@ -43,7 +46,14 @@ impl Usage {
         if let (Some(since), Some(until)) = (self.since, self.until) {
             anyhow::ensure!(since <= until, "--since {since} is after --until {until}");
         }
-        let filter = UsageFilter { since: self.since, until: self.until, tenant_id: self.tenant, project_id: self.project };
+        let filter = UsageFilter {
+            since: self.since,
+            until: self.until,
+            tenant_id: self.tenant,
+            project_id: self.project,
+            session_id: self.session,
+            limit: None,
+        };
         let sums = store(config).await?.usage(self.by, &filter).await?;
         if self.json {
             for sum in &sums {
@@ -55,7 +65,7 @@ impl Usage {
             anstream::println!("nothing was spent then");
             return Ok(ExitCode::SUCCESS);
         }
-        let name = By::NAMES.iter().find(|(_, by)| *by == self.by).map_or("", |(name, _)| name);
+        let name = self.by.name();
         let width = sums.iter().map(|sum| paint::line(&sum.key).chars().count()).max().unwrap_or(0).clamp(10, 44);
         anstream::println!(
             "{}{name:<width$} {:>7} {:>12} {:>12} {:>12} {:>10} {:>10} {:>10}{}",

@@ -37,6 +37,10 @@ pub struct TurnDetail {
     pub usage: Option<serde_json::Value>,
     /// Model cost.
     pub cost_usd: Option<f64>,
+    /// Seconds for which it held a running sandbox.
+    pub sandbox_s: Option<f64>,
+    /// What these cost.
+    pub sandbox_usd: Option<f64>,
     /// The turn that it repeats.
     pub retry_of: Option<String>,
     /// When enqueued.
@@ -59,7 +63,8 @@ impl Store {
                  (SELECT count(*) FROM turnmill.jobs j, turnmill.jobs b
                   WHERE j.turn_id = t.id AND b.session_id = t.session_id AND b.ordinal < t.ordinal) AS queue_position,
                  t.prompt, true AS "prompt_whole!", t.options, t.attempt, t.generation, t.error_code, t.error_message, t.usage,
-                 t.cost_usd::float8 AS cost_usd, t.retry_of, t.created_at, t.started_at, t.completed_at
+                 t.cost_usd::float8 AS cost_usd, t.sandbox_s::float8 AS sandbox_s, t.sandbox_usd::float8 AS sandbox_usd,
+                 t.retry_of, t.created_at, t.started_at, t.completed_at
                FROM turnmill.turns t JOIN turnmill.sessions s ON s.id = t.session_id
                WHERE t.id = $1 AND ($2::text IS NULL OR s.project_id = $2) AND ($3::text IS NULL OR s.tenant_id = $3)
                  AND ($4::text IS NULL OR s.id = $4)"#,
@@ -80,7 +85,8 @@ impl Store {
                  NULL::bigint AS queue_position,
                  left(t.prompt, $4) AS "prompt!", length(t.prompt) <= $4 AS "prompt_whole!",
                  t.options, t.attempt, t.generation, t.error_code, t.error_message, t.usage,
-                 t.cost_usd::float8 AS cost_usd, t.retry_of, t.created_at, t.started_at, t.completed_at
+                 t.cost_usd::float8 AS cost_usd, t.sandbox_s::float8 AS sandbox_s, t.sandbox_usd::float8 AS sandbox_usd,
+                 t.retry_of, t.created_at, t.started_at, t.completed_at
                FROM turnmill.turns t
                WHERE t.session_id = $1 AND t.ordinal < coalesce($2, 2147483647)
                ORDER BY t.ordinal DESC LIMIT $3"#,

@@ -27,7 +27,7 @@ pub enum By {
 }
 
 impl By {
-    /// As it is asked for.
+    /// Each with its name.
     pub const NAMES: [(&'static str, Self); 7] = [
         ("day", Self::Day),
         ("tenant", Self::Tenant),
@@ -38,7 +38,8 @@ impl By {
         ("turn", Self::Turn),
     ];
 
-    fn name(self) -> &'static str {
+    /// As it is asked for.
+    pub fn name(self) -> &'static str {
         Self::NAMES.iter().find(|(_, by)| *by == self).map_or("", |(name, _)| name)
     }
 }
@@ -54,6 +55,16 @@ pub struct UsageFilter {
     pub tenant_id: Option<String>,
     /// Of this project only.
     pub project_id: Option<String>,
+    /// Of this session only.
+    pub session_id: Option<String>,
+    /// Rows at most; `None`, and never more than: 10,000.
+    pub limit: Option<i64>,
+}
+
+impl UsageFilter {
+    fn rows(&self) -> i64 {
+        self.limit.unwrap_or(ROWS_MAX).min(ROWS_MAX)
+    }
 }
 
 /// One sum.
@@ -84,11 +95,11 @@ pub struct Usage {
 }
 
 impl Store {
-    /// Sums of charges; days in their order, all else by what it cost. The first 10,000.
+    /// Sums of charges; days in their order, all else by what it cost, dearest first. The first `limit`.
     pub async fn usage(&self, by: By, filter: &UsageFilter) -> sqlx::Result<Vec<Usage>> {
         match by {
             By::Project | By::Session | By::Turn => self.usage_of_ledger(by, filter).await,
-            _ if filter.project_id.is_some() => self.usage_of_ledger(by, filter).await,
+            _ if filter.project_id.is_some() || filter.session_id.is_some() => self.usage_of_ledger(by, filter).await,
             _ => self.usage_of_roll_up(by, filter).await,
         }
     }
@@ -111,7 +122,7 @@ impl Store {
             filter.since,
             filter.until,
             filter.tenant_id,
-            ROWS_MAX,
+            filter.rows(),
         )
         .fetch_all(&self.pool)
         .await
@@ -130,14 +141,17 @@ impl Store {
                  coalesce(sum(usd) FILTER (WHERE kind <> 'model'), 0)::float8 AS "sandbox_usd!", sum(usd)::float8 AS "usd!"
                FROM turnmill.ledger
                WHERE day BETWEEN coalesce($2::date, coalesce($3::date, (statement_timestamp() AT TIME ZONE 'UTC')::date) - 29)
-                     AND coalesce($3, (statement_timestamp() AT TIME ZONE 'UTC')::date) AND ($4::text IS NULL OR tenant_id = $4) AND ($5::text IS NULL OR project_id = $5)
-               GROUP BY 1 ORDER BY CASE WHEN $1 = 'day' THEN 0 ELSE sum(usd) END DESC, 1 LIMIT $6"#,
+                     AND coalesce($3, (statement_timestamp() AT TIME ZONE 'UTC')::date)
+                     AND ($4::text IS NULL OR tenant_id = $4) AND ($5::text IS NULL OR project_id = $5)
+                     AND ($6::text IS NULL OR session_id = $6)
+               GROUP BY 1 ORDER BY CASE WHEN $1 = 'day' THEN 0 ELSE sum(usd) END DESC, 1 LIMIT $7"#,
             by.name(),
             filter.since,
             filter.until,
             filter.tenant_id,
             filter.project_id,
-            ROWS_MAX,
+            filter.session_id,
+            filter.rows(),
         )
         .fetch_all(&self.pool)
         .await

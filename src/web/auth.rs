@@ -27,11 +27,12 @@ use super::request::token_of;
 use crate::store::{Bounds, NewToken};
 
 /// Everything that a token may be allowed.
-pub const SCOPES: [&str; 9] = [
+pub const SCOPES: [&str; 10] = [
     TurnsRead::NAME,
     TurnsWrite::NAME,
     TurnsCancel::NAME,
     QueueRead::NAME,
+    UsageRead::NAME,
     WebhooksRead::NAME,
     WebhooksWrite::NAME,
     KeysWrite::NAME,
@@ -74,6 +75,13 @@ impl Scope for TurnsCancel {
 pub struct QueueRead;
 impl Scope for QueueRead {
     const NAME: &'static str = "queue:read";
+}
+
+/// See what turns have cost.
+#[derive(Debug)]
+pub struct UsageRead;
+impl Scope for UsageRead {
+    const NAME: &'static str = "usage:read";
 }
 
 /// See who is told that turns end, and of what.

@@ -29,6 +29,7 @@ pub fn base() -> OpenApi {
             (name = "Read", description = "Answers, while they come"),
             (name = "Webhooks", description = "Who is told that turns have ended"),
             (name = "Keys", description = "Users' own keys to the model"),
+            (name = "Usage", description = "What turns have cost"),
             (name = "Queue", description = "How full it is"),
             (name = "Health", description = "For load balancers"),
             (name = "Document", description = "This document"))

@@ -40,6 +40,7 @@ mod sessions;
 mod shapes;
 mod streams;
 mod turns;
+mod usage;
 mod webhooks;
 
 use std::net::SocketAddr;
@@ -112,6 +113,7 @@ fn table() -> OpenApiRouter<App> {
         .routes(routes!(deliveries::read))
         .routes(routes!(deliveries::replay))
         .routes(routes!(keys::give, keys::read, keys::forget))
+        .routes(routes!(usage::sums))
         .routes(routes!(queue::stats))
         .routes(routes!(queue::health))
         .routes(routes!(queue::ready))

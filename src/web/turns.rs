@@ -52,8 +52,12 @@ pub struct Turn {
     /// Tokens, as the agent reports them.
     #[schema(value_type = Option<Object>)]
     usage: Option<Value>,
-    /// Model cost, as the agent estimates it.
+    /// Model cost of all its attempts, as the agent estimates it.
     cost_usd: Option<f64>,
+    /// Seconds for which its attempts held a running sandbox; grows with the end of each.
+    sandbox_s: Option<f64>,
+    /// What these cost, at the pool's rate.
+    sandbox_usd: Option<f64>,
     /// The turn that this one repeats.
     retry_of: Option<String>,
     /// When it was enqueued.
@@ -82,6 +86,8 @@ impl From<TurnDetail> for Turn {
             error: row.error_code.map(|code| Trouble { code, message }),
             usage: row.usage,
             cost_usd: row.cost_usd,
+            sandbox_s: row.sandbox_s,
+            sandbox_usd: row.sandbox_usd,
             retry_of: row.retry_of,
             created_at: row.created_at,
             started_at: row.started_at,

@@ -25,7 +25,7 @@ impl Fleet {
 
 impl Claimer {
     /// Runs what there is to the end, at this price each; how many.
-    async fn work(&self, fleet: &Fleet, usd: f64) -> usize {
+    pub async fn work(&self, fleet: &Fleet, usd: f64) -> usize {
         let jobs = self.claim(10).await;
         for job in &jobs {
             fleet.store.settle(job, &costing(usd), SOME_TIME).await.unwrap().unwrap();

@@ -55,6 +55,7 @@ mod web_access;
 mod web_limits;
 mod web_streams;
 mod web_turns;
+mod web_usage;
 mod web_webhooks;
 mod webhooks;
 mod wire;

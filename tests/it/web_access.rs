@@ -68,8 +68,12 @@ async fn without_a_good_token_nothing_is_told(pool: PgPool) {
     let site = Site::start(pool).await;
     site.say("s1", "hi").await;
     for (method, path) in every_operation() {
-        let path =
-            path.replace("{session_id}", "s1").replace("{turn_id}", "t1").replace("{endpoint_id}", "e1").replace("{delivery_id}", "d1");
+        let path = path
+            .replace("{session_id}", "s1")
+            .replace("{turn_id}", "t1")
+            .replace("{endpoint_id}", "e1")
+            .replace("{delivery_id}", "d1")
+            .replace("{user_id}", "u1");
         let none = site.send(site.request(&method, &path)).await;
         let wrong = site.send(site.request(&method, &path).bearer_auth("tmk_wrong")).await;
         let basic = site.send(site.request(&method, &path).basic_auth("x", Some("y"))).await;
@@ -87,7 +91,7 @@ fn every_operation() -> Vec<(String, String)> {
     let document = turnmill::web::openapi();
     let mut all = Vec::new();
     for (path, item) in document["paths"].as_object().unwrap() {
-        for method in ["get", "post", "patch", "delete"].iter().filter(|method| item.get(**method).is_some()) {
+        for method in ["get", "post", "put", "patch", "delete"].iter().filter(|method| item.get(**method).is_some()) {
             all.push((method.to_uppercase(), path.clone()));
         }
     }
@@ -104,7 +108,7 @@ async fn each_operation_wants_its_scope_and_what_is_foreign_looks_unknown(pool: 
         site.post("/v1/webhook-endpoints", json!({ "url": "https://app.example/", "project_id": "p1" })).await.ok()["endpoint_id"].clone();
     let endpoint = endpoint.as_str().unwrap();
     let delivery = site.fleet.store.send_test(endpoint).await.unwrap().unwrap();
-    let scopes = ["turns:read", "turns:write", "turns:cancel", "webhooks:read", "webhooks:write"];
+    let scopes = ["turns:read", "turns:write", "turns:cancel", "usage:read", "webhooks:read", "webhooks:write"];
     let foreign = site.token(&scopes, of_project("p2")).await;
     let tenants = Bounds { tenant_id: Some("t2".to_owned()), ..of_project("p1") };
     let tenant = site.token(&scopes, tenants).await;
