@@ -116,3 +116,44 @@ async fn each_process_in_a_sandbox_has_what_it_needs_and_nothing_else(pool: PgPo
     }
     all.stop().await;
 }
+
+/// What the agent has left behind may look into every process of its own user: also into those that bring its conversation and
+/// its files.
+#[test]
+fn nothing_that_is_done_as_the_agent_s_user_has_a_secret_in_its_environment() {
+    let sandbox = crate::supervisor::Box::new();
+    let Some(uid) = sandbox.uid else { return };
+    let tools = passable_tempdir("turnmill-test-").unwrap();
+    let note = tools.path().join("notes");
+    std::fs::write(&note, "").unwrap();
+    std::fs::set_permissions(&note, std::fs::Permissions::from_mode(0o666)).unwrap();
+    // Each says who runs it, and with which of the variables that are somebody's.
+    for tool in ["timeout", "ls", "cat", "rm", "mkdir", "dirname", "find", "head", "tar", "xargs", "sha256sum"] {
+        let wrapper = format!(
+            "#!/bin/bash\n[ $UID != {uid} ] || {{ printf '{tool}'; compgen -v | grep -E '__|^TURNMILL' | tr '\\n' ' '; echo; }} >>{note}\n\
+             exec \"$(PATH=${{PATH#*:}} type -P {tool})\" \"$@\"\n",
+            note = note.display()
+        );
+        let at = tools.path().join(tool);
+        std::fs::write(&at, wrapper).unwrap();
+        std::fs::set_permissions(&at, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    std::fs::write(sandbox.root.path().join("saved.jsonl"), "{}\n").unwrap();
+    let path = format!("{}:{}", tools.path().display(), std::env::var("PATH").unwrap());
+    let start = |attempt, restore: &[&str]| {
+        let args = ["--input", "/input.jsonl", "--journal-max", "1000000", "--transcript", "kept/*.jsonl", "--transcript-max", "1000"];
+        let mut command =
+            sandbox.command_of("t", attempt, 9, "start", &[&args[..], restore, &["--", "bash", "-c", "echo x >made"]].concat());
+        command.env("PATH", &path).env("TURNMILL_FILES_POLICY", "snapshot").env("TURNMILL_FILES_MAX", "1000000");
+        command.env("TURNMILL_FILES_EACH", "1000").env("AGENT__KEY", "sk").env("HOOK__TOKEN", "tok");
+        assert!(command.output().unwrap().status.success());
+        sandbox.wait_for_attempt(attempt, "exited");
+    };
+    start(1, &["--restore", "/saved.jsonl", "--restore-as", "kept/*.jsonl"]);
+    start(2, &["--forget"]);
+    let notes = std::fs::read_to_string(&note).unwrap();
+    for tool in ["timeout", "ls", "cat", "rm", "mkdir", "find", "tar"] {
+        assert!(notes.lines().any(|line| line.starts_with(tool)), "{tool} ran as the agent's user: {notes}");
+    }
+    assert!(!notes.contains("__") && !notes.contains("TURNMILL"), "{notes}");
+}

@@ -76,9 +76,14 @@ impl Box {
     }
 
     fn wait_for(&self, state: &str) -> Value {
+        self.wait_for_attempt(1, state)
+    }
+
+    pub fn wait_for_attempt(&self, attempt: u32, state: &str) -> Value {
         let since = Instant::now();
         loop {
-            let said = self.ask(9, "probe", &[]);
+            let said = self.command_of("t", attempt, 9, "probe", &[]).output().unwrap();
+            let said: Value = serde_json::from_slice(&said.stdout).unwrap();
             if said["state"] == state {
                 return said;
             }
