@@ -16,9 +16,11 @@ const NAME_MAX_CHARS: usize = 200;
 /// Whose name is not known.
 const OTHER: &str = "other";
 
-/// More than any process spends, and what columns can hold.
-const USD_MAX: f64 = 1e7;
-const TOKENS_MAX: i64 = 1 << 50;
+/// More than any process spends, of all models together, and less than what columns can hold: who prints the result may lie.
+const USD_MAX: f64 = 1e4;
+
+/// The same of tokens, of one model and kind.
+const TOKENS_MAX: i64 = 1 << 36;
 
 /// Tokens and dollars of one process of the agent.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -53,6 +55,15 @@ impl Spent {
         Self { models: stepwise(results).or_else(|| at_once(results)), usage }
     }
 
+    /// With no more dollars than this, each model's in proportion.
+    #[must_use]
+    pub fn at_most(mut self, usd: f64) -> Self {
+        if let Some(all) = self.cost_usd().filter(|all| *all > usd) {
+            self.models.iter_mut().flatten().for_each(|model| model.cost_usd *= usd / all);
+        }
+        self
+    }
+
     /// Dollars; `None`: it did not say.
     pub fn cost_usd(&self) -> Option<f64> {
         self.models.as_ref().map(|models| models.iter().map(|model| model.cost_usd).sum())
@@ -62,6 +73,7 @@ impl Spent {
 /// Step by step, if each result says what came since the one before.
 fn stepwise(results: &[Value]) -> Option<Vec<ModelUse>> {
     let mut sums: BTreeMap<String, ModelUse> = BTreeMap::new();
+    let mut all_usd = 0.0;
     for result in results {
         for (name, said) in result["model_usage_since_last_result"].as_object()? {
             let mut name = named(name);
@@ -73,7 +85,9 @@ fn stepwise(results: &[Value]) -> Option<Vec<ModelUse>> {
             sum.output_tokens = tokens(sum.output_tokens, &said["outputTokens"]);
             sum.cache_read_tokens = tokens(sum.cache_read_tokens, &said["cacheReadInputTokens"]);
             sum.cache_write_tokens = tokens(sum.cache_write_tokens, &said["cacheCreationInputTokens"]);
-            sum.cost_usd = dollars(&said["costUSD"]).map_or(sum.cost_usd, |cost| (sum.cost_usd + cost).min(USD_MAX));
+            let cost_usd = dollars(&said["costUSD"]).unwrap_or(0.0).min(USD_MAX - all_usd);
+            sum.cost_usd += cost_usd;
+            all_usd += cost_usd;
         }
     }
     (!results.is_empty()).then(|| sums.into_values().collect())
@@ -106,7 +120,7 @@ fn tokens(before: i64, said: &Value) -> i64 {
 }
 
 fn dollars(said: &Value) -> Option<f64> {
-    said.as_f64().filter(|dollars| (0.0..USD_MAX).contains(dollars))
+    said.as_f64().filter(|dollars| *dollars >= 0.0).map(|dollars| dollars.min(USD_MAX))
 }
 
 #[cfg(test)]
@@ -147,8 +161,12 @@ mod tests {
         assert_eq!(of(&[json!({ "total_cost_usd": -1 })]).cost_usd(), None);
         assert_eq!(
             of(&[step("a", -5, f64::MAX)]).models.unwrap()[0],
-            ModelUse { model: "a".into(), output_tokens: 2, ..ModelUse::default() }
+            ModelUse { model: "a".into(), output_tokens: 2, cost_usd: USD_MAX, ..ModelUse::default() }
         );
+        let forged: Vec<Value> = (0..11).map(|n| step(&format!("m{n}"), i64::MAX, 9_999_999.0)).collect();
+        assert_eq!(of(&forged).cost_usd(), Some(USD_MAX), "of all models together");
+        assert!((of(&forged).at_most(3.0).cost_usd().unwrap() - 3.0).abs() < 1e-9);
+        assert_eq!(of(&[step("a", 1, 0.5)]).at_most(3.0).cost_usd(), Some(0.5));
         let many: Vec<Value> = (0..50).map(|n| step(&format!("m{n:02}\u{0}"), i64::MAX, 1.0)).collect();
         let models = of(&many).models.unwrap();
         assert_eq!(models.len(), MODELS_MAX + 1);

@@ -7,6 +7,7 @@ use reqwest::header::{CONTENT_TYPE, HeaderMap, LOCATION, RETRY_AFTER};
 use serde::Deserialize;
 
 use super::ApiVersion;
+use crate::keys::shortened;
 
 /// Why there is no sandbox: a stable code, and E2B's words with what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -82,7 +83,7 @@ struct Body {
 
 impl<'a> Refused<'a> {
     pub fn read(status: StatusCode, headers: &'a HeaderMap, body: &[u8]) -> Self {
-        let start: String = String::from_utf8_lossy(body).chars().take(200).collect();
+        let start = shortened(&String::from_utf8_lossy(body), 200);
         let read = serde_json::from_slice(body).unwrap_or(Body { message: start, error_code: None });
         Self { status, headers, html: is_html(headers, body), message: read.message, error_code: read.error_code }
     }

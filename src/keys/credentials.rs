@@ -116,3 +116,8 @@ impl Credentials {
         }
     }
 }
+
+/// What turns' secrets are sealed to: their turn.
+pub fn seal_of_secrets(turn_id: &str) -> String {
+    format!("turn_secrets/{turn_id}")
+}

@@ -9,7 +9,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use aho_corasick::{AhoCorasick, MatchKind};
+use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -43,7 +43,9 @@ impl Mask {
         let mut forms: Vec<Vec<u8>> = lines.filter(|line| is_maskable(line)).flat_map(forms).collect();
         forms.sort_unstable();
         forms.dedup();
-        let finder = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(&forms);
+        // Not the quickest kind, which takes megabytes for a key of Bedrock's; each running turn has two.
+        let kind = Some(AhoCorasickKind::ContiguousNFA);
+        let finder = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).kind(kind).build(&forms);
         // It fails for gigabytes of patterns only.
         Self { finder: finder.ok().filter(|_| !forms.is_empty()), forms: forms.into() }
     }
@@ -90,6 +92,14 @@ impl Mask {
             |at: &usize| self.forms.iter().any(|form| form.len() > whole.bytes.len() - at && form.starts_with(&whole.bytes[*at..]));
         (first..whole.bytes.len()).find(begins).map_or(bytes.len(), |at| whole.place(at))
     }
+}
+
+/// The first `max_chars` of a text, without the word that would be cut: of half a secret nobody could tell that it is one.
+pub fn shortened(text: &str, max_chars: usize) -> String {
+    let Some((end, next)) = text.char_indices().nth(max_chars) else { return text.to_owned() };
+    let kept = &text[..end];
+    let whole = if next.is_whitespace() { kept } else { kept.rfind(char::is_whitespace).map_or("", |at| &kept[..at]) };
+    format!("{} …", whole.trim_end())
 }
 
 /// Whether it can be told from a word: too short, or letters of one case only, it would be masked everywhere, also where it

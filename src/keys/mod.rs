@@ -27,11 +27,11 @@ mod vault;
 
 pub use bearer::bearer_token;
 pub use bedrock::{Bedrock, check_model};
-pub use credentials::{Credentials, KeyKind};
+pub use credentials::{Credentials, KeyKind, seal_of_secrets};
 pub use egress::{Egress, STAND_IN, check_allowed};
 pub use environment::Environment;
 pub use keyring::{Keyring, Required, Source};
-pub use mask::{MASKED, Mask, Pieces, SECRET_MIN, is_maskable};
+pub use mask::{MASKED, Mask, Pieces, SECRET_MIN, is_maskable, shortened};
 pub use own::{OwnKey, check_own, kind_of, seal_of_own};
 pub use rotate::{Rotated, rotate};
 pub use strength::weakness;

@@ -1,7 +1,7 @@
 //! Another master key: what older ones have sealed is opened and sealed anew under the newest, a few rows at a time, while the
 //! fleet works. It can be stopped and begun again at any time, and two may run at once.
 
-use super::{Sealed, Vault, seal_of_own};
+use super::{Sealed, Vault, seal_of_own, seal_of_secrets};
 use crate::files::seal_of_workspace;
 use crate::store::{SealedKind, SealedRow, Store};
 use crate::transcript::seal_of_conversation;
@@ -42,7 +42,7 @@ const fn batch_of(kind: SealedKind) -> i64 {
     match kind {
         SealedKind::Workspace => 1,
         SealedKind::Conversation => 10,
-        SealedKind::WebhookSecret | SealedKind::OldWebhookSecret | SealedKind::OwnKey => 100,
+        SealedKind::WebhookSecret | SealedKind::OldWebhookSecret | SealedKind::OwnKey | SealedKind::TurnSecrets => 100,
     }
 }
 
@@ -54,6 +54,7 @@ fn again(vault: &Vault, kind: SealedKind, row: SealedRow) -> Option<Sealed> {
         SealedKind::Workspace => seal_of_workspace(&of),
         SealedKind::WebhookSecret | SealedKind::OldWebhookSecret => seal_of_endpoint(&of),
         SealedKind::OwnKey => seal_of_own(&of, &and),
+        SealedKind::TurnSecrets => seal_of_secrets(&of),
     };
     Some(vault.seal(&belongs_to, vault.open(&belongs_to, row.sealed).ok()?))
 }

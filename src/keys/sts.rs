@@ -147,7 +147,7 @@ where
 }
 
 fn shortened(said: &str) -> String {
-    said.lines().next().unwrap_or_default().chars().take(SAID_MAX).collect()
+    super::shortened(said.lines().next().unwrap_or_default(), SAID_MAX)
 }
 
 /// Our HTTP client, as AWS' code wants one.

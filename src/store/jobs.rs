@@ -95,6 +95,8 @@ pub struct Claimed {
     pub turn_budget_usd: Option<f64>,
     /// What those of its attempts so far have cost.
     pub spent_usd: f64,
+    /// Those of them that ended before their agent said what they cost.
+    pub unpriced: i32,
     /// Worker processes that died soon after they had taken this turn.
     pub crashes: i32,
     /// Somebody wants it cancelled, for this reason: so that whoever adopts it takes the end of its agent for what it is.
@@ -136,9 +138,10 @@ impl Claimed {
         }
     }
 
-    /// What is left of that for an attempt, in millionths of a dollar as the database counts; not more than zero: nothing.
+    /// What is left of that for an attempt, in millionths of a dollar as the database counts; not more than zero: nothing. Of an
+    /// attempt that did not say what it cost nobody knows: it leaves half of what it had. So all of them spend twice the budget at most.
     pub fn budget_left_usd(&self) -> Option<f64> {
-        self.budget_usd().map(|budget| ((budget - self.spent_usd) * 1e6).round() / 1e6)
+        self.budget_usd().map(|budget| ((budget - self.spent_usd) * 0.5_f64.powi(self.unpriced) * 1e6).round() / 1e6)
     }
 }
 
@@ -198,6 +201,7 @@ impl Store {
                 idle_timeout: Duration::from_secs(u64::try_from(r.idle_timeout_s).unwrap_or(600)),
                 turn_budget_usd: r.turn_budget_usd,
                 spent_usd: r.spent_usd,
+                unpriced: r.unpriced,
                 crashes: r.crashes,
                 cancel: r.cancel_asked.then_some(r.cancel_reason),
             })

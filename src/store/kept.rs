@@ -24,14 +24,26 @@ impl Store {
             return Ok(Vec::new());
         }
         let rows = sqlx::query!(
-            r#"WITH waiting AS MATERIALIZED (
+            r#"WITH day AS MATERIALIZED (
+                 SELECT (statement_timestamp() AT TIME ZONE 'UTC')::date AS today),
+               -- Of all tenants at once: asked one by one each would walk through what is not summed yet.
+               fresh AS MATERIALIZED (
+                 SELECT c.tenant_id, sum(c.usd) AS usd FROM turnmill.fresh_charges c
+                 WHERE c.id > (SELECT s.summed_to - 1000 FROM turnmill.spend_state s) AND c.day = (SELECT today FROM day)
+                   AND EXISTS (SELECT FROM turnmill.tenants t WHERE t.budget_usd_per_day IS NOT NULL)
+                 GROUP BY c.tenant_id),
+               spent AS MATERIALIZED (
+                 SELECT t.id FROM turnmill.tenants t LEFT JOIN fresh c ON c.tenant_id = t.id
+                 LEFT JOIN (SELECT d.tenant_id, sum(d.usd) AS usd FROM turnmill.spend_days d
+                            WHERE d.day = (SELECT today FROM day) GROUP BY d.tenant_id) d ON d.tenant_id = t.id
+                 WHERE t.budget_usd_per_day <= coalesce(c.usd, 0) + coalesce(d.usd, 0)),
+               waiting AS MATERIALIZED (
                  SELECT p.name AS pool, j.tenant_id, count(*) AS n
                  FROM turnmill.pools p JOIN turnmill.pool_states q ON q.pool = p.name CROSS JOIN LATERAL (
                    SELECT j.tenant_id FROM turnmill.jobs j
                    WHERE j.pool = p.name AND j.state = 'ready' AND j.run_at <= clock_timestamp()
                      AND NOT EXISTS (SELECT FROM turnmill.tenants t WHERE t.id = j.tenant_id AND t.running >= t.running_max)
-                     AND NOT EXISTS (SELECT FROM turnmill.tenants t WHERE t.id = j.tenant_id AND t.budget_usd_per_day IS NOT NULL
-                                     AND turnmill.over_budget(t.id))
+                     AND NOT EXISTS (SELECT FROM spent t WHERE t.id = j.tenant_id)
                      AND NOT EXISTS (SELECT FROM turnmill.slots k WHERE k.session_id = j.session_id AND k.state IN ('warm', 'pausing'))
                    LIMIT 1000) j
                  WHERE p.state = 'active' AND q.creates_after <= clock_timestamp()

@@ -84,7 +84,10 @@ impl Claimed {
         self.next_seq = next_seq;
         self.sandbox_id = sandbox_id;
         self.unseen = false;
-        self.spent_usd += next.spent.and_then(Spent::cost_usd).unwrap_or(0.0);
+        match next.spent.and_then(Spent::cost_usd) {
+            Some(usd) => self.spent_usd += usd,
+            None => self.unpriced += 1,
+        }
         self.time_left = self.time_left.saturating_sub(elapsed);
     }
 }

@@ -11,7 +11,7 @@ job AS (
     SET epoch = $5, attempt = j.attempt + 1, journal_offset = 0, resumes = $6, forgets = j.forgets OR $17,
         -- What it did not take is lost too, and not told of yet.
         context_told = j.context_told AND NOT $17, agent_failures = j.agent_failures + 1,
-        next_seq = j.next_seq + $11::int, phase = 'prepare'
+        next_seq = j.next_seq + $11::int, phase = 'prepare', unpriced = j.unpriced + (NOT $23)::int
     FROM before WHERE j.turn_id = before.turn_id
     RETURNING j.*
 ),

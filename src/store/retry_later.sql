@@ -10,6 +10,7 @@ job AS (
         run_at = clock_timestamp() + make_interval(secs => $4),
         failures = j.failures + CASE WHEN $5 THEN 1 ELSE 0 END,
         sandboxes_lost = j.sandboxes_lost + CASE WHEN $6 THEN 1 ELSE 0 END,
+        unpriced = j.unpriced + (NOT $18 AND before.phase IN ('agent', 'finish'))::int,
         attempt = j.attempt + CASE WHEN $6 THEN 1 ELSE 0 END,
         resumes = j.resumes AND NOT $6, context_told = j.context_told AND NOT $6,
         generation = j.generation + CASE WHEN $6 THEN 1 ELSE 0 END,

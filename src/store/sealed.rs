@@ -16,11 +16,14 @@ pub enum SealedKind {
     OldWebhookSecret,
     /// Users' and tenants' own keys.
     OwnKey,
+    /// What the processes of turns were given.
+    TurnSecrets,
 }
 
 impl SealedKind {
     /// All of them. The largest last: they take the longest.
-    pub const ALL: [Self; 5] = [Self::OwnKey, Self::WebhookSecret, Self::OldWebhookSecret, Self::Conversation, Self::Workspace];
+    pub const ALL: [Self; 6] =
+        [Self::OwnKey, Self::TurnSecrets, Self::WebhookSecret, Self::OldWebhookSecret, Self::Conversation, Self::Workspace];
 
     /// For people, as many.
     pub const fn plural(self) -> &'static str {
@@ -30,6 +33,7 @@ impl SealedKind {
             Self::WebhookSecret => "secrets of webhooks",
             Self::OldWebhookSecret => "old secrets of webhooks",
             Self::OwnKey => "keys of users and tenants",
+            Self::TurnSecrets => "secrets of turns",
         }
     }
 }
@@ -131,6 +135,17 @@ impl Store {
             )
             .fetch_all(&mut tx)
             .await?,
+            SealedKind::TurnSecrets => sqlx::query_as!(
+                Found,
+                r#"SELECT turn_id || ' ' || attempt AS "id!", turn_id AS of, attempt::text AS "and!", key_id AS "key_id?", data
+                   FROM turnmill.turn_secrets WHERE key_id IS DISTINCT FROM $1 AND turn_id || ' ' || attempt > $2
+                   ORDER BY 1 LIMIT $3 FOR NO KEY UPDATE SKIP LOCKED"#,
+                newest,
+                after,
+                limit
+            )
+            .fetch_all(&mut tx)
+            .await?,
         };
         let mut resealed = Resealed { last: rows.last().map(|row| row.id.clone()), ..Resealed::default() };
         for row in rows {
@@ -159,6 +174,14 @@ impl Store {
                     )
                 }
                 SealedKind::OwnKey => sqlx::query!("UPDATE turnmill.user_keys SET data = $2, key_id = $3 WHERE id = $1", id, data, key),
+                SealedKind::TurnSecrets => {
+                    sqlx::query!(
+                        "UPDATE turnmill.turn_secrets SET data = $2, key_id = $3 WHERE turn_id || ' ' || attempt = $1",
+                        id,
+                        data,
+                        key
+                    )
+                }
             };
             resealed.done += write.execute(&mut tx).await?.rows_affected();
         }
@@ -171,10 +194,11 @@ impl Store {
         let rows = sqlx::query!(
             r#"SELECT nth AS "nth!", key_id, count(*) AS "count!" FROM (
                  SELECT 0 AS nth, key_id FROM turnmill.user_keys
-                 UNION ALL SELECT 1, secret_key_id FROM turnmill.webhook_endpoints
-                 UNION ALL SELECT 2, old_secret_key_id FROM turnmill.webhook_endpoints WHERE old_secret IS NOT NULL
-                 UNION ALL SELECT 3, key_id FROM turnmill.transcripts WHERE data IS NOT NULL
-                 UNION ALL SELECT 4, key_id FROM turnmill.workspaces WHERE data IS NOT NULL) kept
+                 UNION ALL SELECT 1, key_id FROM turnmill.turn_secrets
+                 UNION ALL SELECT 2, secret_key_id FROM turnmill.webhook_endpoints
+                 UNION ALL SELECT 3, old_secret_key_id FROM turnmill.webhook_endpoints WHERE old_secret IS NOT NULL
+                 UNION ALL SELECT 4, key_id FROM turnmill.transcripts WHERE data IS NOT NULL
+                 UNION ALL SELECT 5, key_id FROM turnmill.workspaces WHERE data IS NOT NULL) kept
                GROUP BY nth, key_id ORDER BY nth, key_id"#
         )
         .fetch_all(&self.pool)

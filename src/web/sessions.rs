@@ -91,6 +91,9 @@ pub fn bind(bounds: &Bounds, project: Option<String>, tenant: Option<String>) ->
     let within = |bound: &Option<String>, said: &Option<String>| bound.is_none() || said.is_none() || bound == said;
     checks.must(within(&bounds.project_id, &project), "/project_id", "is not the one that this token is bound to");
     checks.must(within(&bounds.tenant_id, &tenant), "/tenant_id", "is not the one that this token is bound to");
+    // Else who has one project could spend what any tenant may, with its own key.
+    let free = bounds.project_id.is_none() || bounds.tenant_id.is_some() || tenant.is_none();
+    checks.must(free, "/tenant_id", "is not for a token that is bound to a project and to no tenant: have one made with --tenant");
     checks.done()?;
     Ok((bounds.project_id.clone().or(project), bounds.tenant_id.clone().or(tenant)))
 }

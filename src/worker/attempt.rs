@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{Instrument as _, debug, error, info, info_span, warn};
 
+use super::budget::{believed, over_budget};
 use super::context;
 use super::credentials;
 use super::files;
@@ -80,7 +81,7 @@ async fn attempt(worker: &Worker, assignment: &mut Assignment) -> Result<(), Let
         let before = Setbacks { startups: count(job.failures), agents: count(job.agent_failures), sandboxes: count(job.sandboxes_lost) };
         let fate = worker.config.retry.decide(&happened, before, rand::random());
         let fate = match over_budget(job, copier.outcome_of(&happened).and_then(|outcome| outcome.spent.cost_usd())) {
-            Some(over) if matches!(fate, Fate::NextAttempt { .. }) => worker.config.retry.decide(&over, before, 0.0),
+            Some(over) if !matches!(fate, Fate::End { .. }) => worker.config.retry.decide(&over, before, 0.0),
             _ => fate,
         }
         .masked(&secrets.in_errors);
@@ -90,7 +91,7 @@ async fn attempt(worker: &Worker, assignment: &mut Assignment) -> Result<(), Let
                 tell_pool(worker, &job.pool, for_pool, &why).await?;
                 // One that was kept for the session and could not be woken yet is worth another try.
                 let keep = held.idle && !matches!(happened, Happened::StartupFailed(StartupFailure::NotKept(_)));
-                let spent = copier.outcome_of(&happened).map(|outcome| outcome.spent);
+                let spent = believed(job, copier.outcome_of(&happened).map(|outcome| outcome.spent));
                 let retry = Retry { delay, charged, restart, keep, spent, why: &why };
                 persist(|| worker.store.retry_later(job, &retry, held.hold())).await?;
                 worker.news.of(&job.turn_id);
@@ -99,7 +100,7 @@ async fn attempt(worker: &Worker, assignment: &mut Assignment) -> Result<(), Let
             }
             Fate::NextAttempt { delay, resumes, forgets, why } => {
                 let epoch = persist_free(|| worker.store.next_epoch()).await?;
-                let spent = copier.outcome_of(&happened).map(|outcome| outcome.spent);
+                let spent = believed(job, copier.outcome_of(&happened).map(|outcome| outcome.spent));
                 let next = NextAttempt {
                     epoch,
                     journal_offset: copier.committed(),
@@ -126,13 +127,6 @@ async fn attempt(worker: &Worker, assignment: &mut Assignment) -> Result<(), Let
         }
         return Ok(());
     }
-}
-
-/// Whether the turn may not spend anything more, once its attempt has cost this.
-fn over_budget(job: &Claimed, cost_usd: Option<f64>) -> Option<Happened> {
-    let (budget_usd, cost_usd) = (job.budget_usd()?, cost_usd.unwrap_or(0.0));
-    let over = job.budget_left_usd()? <= cost_usd;
-    over.then_some(Happened::BudgetSpent { budget_usd, spent_usd: job.spent_usd + cost_usd })
 }
 
 /// Whatever comes next, the session's next turn or this one anew: it must not run beside an agent that nobody has seen
@@ -176,15 +170,17 @@ async fn run_agent(
             reason = follow::cancelled(cancel) => return cancelled(reason),
         }
     }
-    let key = credentials::find(worker, job).await?;
-    let key = match key {
+    let mut key = Credentials::default();
+    if job.unseen {
         // Before a sandbox is made for nothing, or a kept one taken.
-        Err(happened) if job.unseen => {
-            held.may_exist = job.taken == Taken::Adopted || job.sandbox_id.is_some();
-            return Ok(happened);
-        }
-        key => key,
-    };
+        key = match credentials::find(worker, job).await? {
+            Ok(key) => key,
+            Err(happened) => {
+                held.may_exist = job.taken == Taken::Adopted || job.sandbox_id.is_some();
+                return Ok(happened);
+            }
+        };
+    }
     // In a sandbox from before an agent may run: it must be stopped, not left alone.
     let ready = if job.sandbox_id.is_some() {
         startup::ready(worker, job, held).await?
@@ -205,13 +201,18 @@ async fn run_agent(
         held.idle = true;
         return cancelled(reason);
     }
-    let key = match key {
-        Ok(key) => key,
-        Err(happened) if startup::never_started(worker, &sandbox).await? => return Ok(happened),
-        // It has what it was started with.
-        Err(_) => Credentials::default(),
-    };
-    let key = key.and_known(credentials::given_before(worker, job).await?);
+    if !job.unseen {
+        key = if startup::never_started(worker, &sandbox).await? {
+            match credentials::find(worker, job).await? {
+                Ok(key) => key,
+                Err(happened) => return Ok(happened),
+            }
+        } else {
+            // It has what it was started with, and waits for nobody who could give it another.
+            credentials::at_hand(worker, job).await?
+        };
+    }
+    let key = credentials::given_before(worker, job).await?.and(worker, job, key).await?;
     *secrets = Secrets::new(worker, key.secrets());
     copier.hide(secrets.said.clone());
     let (memory, forgotten) = context::recall(worker, job, past).await?;
@@ -222,7 +223,6 @@ async fn run_agent(
     let start = launch(worker, job, &key, &memory, &luggage);
     // They may be large, and the turn may be long.
     drop((memory, luggage));
-    credentials::note(worker, job, &key).await?;
     if let Some(happened) = network::limit(worker, job, &sandbox, &key, &start).await? {
         return Ok(happened);
     }
@@ -314,7 +314,7 @@ async fn end(
         ending,
         blocks: last_blocks(worker, copier, ending, error.as_ref()).await?,
         journal_offset: copier.committed(),
-        spent: copier.outcome_of(happened).map(|outcome| outcome.spent),
+        spent: believed(job, copier.outcome_of(happened).map(|outcome| outcome.spent)),
         error,
         keep,
     };
@@ -329,7 +329,10 @@ async fn end(
 /// Whether the sandbox can serve the session's next turn, if the pool wants that; it then lives for long enough. In one whose
 /// agent never ran the project's files may be missing.
 async fn keeps(worker: &Worker, job: &Claimed, copier: &Copier<'_>, happened: &Happened, held: &Held) -> bool {
-    let over = matches!(happened, Happened::AgentEnded(_) | Happened::Cancelled { .. } | Happened::TimedOut | Happened::Idle(_));
+    let over = matches!(
+        happened,
+        Happened::AgentEnded(_) | Happened::Cancelled { .. } | Happened::TimedOut | Happened::Idle(_) | Happened::BudgetSpent { .. }
+    );
     let Some(id) = held.sandbox_id.as_deref().filter(|_| over && (held.idle || copier.exit().is_some_and(|exit| exit.ran))) else {
         return false;
     };

@@ -1,11 +1,11 @@
 //! The key of a turn's agent: from the first source that has one.
 
-use secrecy::SecretString;
-use tracing::warn;
+use secrecy::{ExposeSecret as _, SecretString};
+use tracing::error;
 
 use super::Worker;
 use super::attempt::{LetGo, persist, persist_free};
-use crate::keys::{Bedrock, Credentials, KeyTrouble, Source};
+use crate::keys::{Bedrock, Credentials, KeyTrouble, Source, seal_of_secrets};
 use crate::store::Claimed;
 use crate::turn::{Happened, TurnError};
 
@@ -33,32 +33,54 @@ pub(super) async fn find(worker: &Worker, job: &Claimed) -> Result<Result<Creden
     Ok(Ok(worker.keyring.for_hooks(Credentials::default())))
 }
 
-/// What the attempts of this turn so far were given: whoever adopts it, or starts the agent again, has to know that too.
-pub(super) async fn given_before(worker: &Worker, job: &Claimed) -> Result<Vec<SecretString>, LetGo> {
-    if job.unseen {
-        return Ok(Vec::new());
+/// What this worker would give it without asking anybody for it: what an agent that runs was started with is likely the same.
+pub(super) async fn at_hand(worker: &Worker, job: &Claimed) -> Result<Credentials, LetGo> {
+    let key = match worker.keyring.fixed() {
+        None => of_user(worker, job).await?.and_then(Result::ok),
+        fixed => fixed,
+    };
+    Ok(worker.keyring.for_hooks(key.unwrap_or_default()))
+}
+
+/// What may be in the sandbox from before.
+#[derive(Debug, Default)]
+pub(super) struct Before {
+    /// Secrets that processes there were given.
+    secrets: Vec<SecretString>,
+    /// Whether all of what is noted could be opened.
+    whole: bool,
+}
+
+/// What the attempts of this turn so far were given, and the turns before it in a sandbox that was kept: whoever adopts it, starts
+/// the agent again or goes on there has to know that too.
+pub(super) async fn given_before(worker: &Worker, job: &Claimed) -> Result<Before, LetGo> {
+    let mut before = Before { secrets: Vec::new(), whole: true };
+    if job.unseen && job.sandbox_id.is_none() {
+        return Ok(before);
     }
-    let mut all = Vec::new();
-    for sealed in persist_free(|| worker.store.noted_secrets(&job.turn_id)).await? {
-        match worker.vault.open(&seal_of(job), sealed) {
-            Ok(packed) => all.extend(Credentials::unpack(&packed)),
-            Err(closed) => warn!(turn.id = %job.turn_id, "What turn {} was started with is not known: {closed}", job.turn_id),
+    for (turn_id, sealed) in persist_free(|| worker.store.noted_secrets(&job.session_id)).await? {
+        match worker.vault.open(&seal_of_secrets(&turn_id), sealed) {
+            Ok(packed) => before.secrets.extend(Credentials::unpack(&packed)),
+            Err(closed) => {
+                before.whole = false;
+                error!(turn.id = %job.turn_id, "What turn {turn_id} was started with is not masked in what {} says: {closed}", job.turn_id);
+            }
         }
     }
-    Ok(all)
+    Ok(before)
 }
 
-/// Notes what this attempt is started with, where there is a key to seal it; beside what it was started with by others.
-pub(super) async fn note(worker: &Worker, job: &Claimed, credentials: &Credentials) -> Result<(), LetGo> {
-    if worker.vault.sealing().is_none() || credentials.secrets().next().is_none() {
-        return Ok(());
+impl Before {
+    /// With what the attempt is given now. Notes that for those to come, where there is a key to seal it and it is not noted yet.
+    pub async fn and(self, worker: &Worker, job: &Claimed, now: Credentials) -> Result<Credentials, LetGo> {
+        let noted = now.secrets().all(|new| self.secrets.iter().any(|old| old.expose_secret() == new.expose_secret()));
+        let all = now.and_known(self.secrets);
+        if !noted && worker.vault.sealing().is_some() {
+            let sealed = worker.vault.seal(&seal_of_secrets(&job.turn_id), all.pack());
+            persist(|| worker.store.note_secrets(job, &sealed, self.whole)).await?;
+        }
+        Ok(all)
     }
-    let sealed = worker.vault.seal(&seal_of(job), credentials.pack());
-    persist(|| worker.store.note_secrets(job, &sealed)).await
-}
-
-fn seal_of(job: &Claimed) -> String {
-    format!("turn_secrets/{}", job.turn_id)
 }
 
 async fn of_bedrock(bedrock: &Bedrock, job: &Claimed) -> Result<Credentials, KeyTrouble> {

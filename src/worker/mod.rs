@@ -25,6 +25,7 @@
 //! journal byte that is in the database.
 
 mod attempt;
+mod budget;
 mod claims;
 mod context;
 mod credentials;

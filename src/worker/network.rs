@@ -25,8 +25,8 @@ pub(super) async fn limit(
         Ok(network) => network,
         Err(trouble) => return Ok(Some(no_key(trouble))),
     };
-    // What a sandbox from before may reach still, though its pool says nothing about it any more.
-    let network = network.or_else(|| job.create_request.get("network").filter(|_| job.holds.is_some()).map(|_| json!({})));
+    // A sandbox from before has what was told it then, though its pool says nothing about it any more.
+    let network = network.or_else(|| job.holds.is_some().then(|| json!({})));
     let Some(network) = network else { return Ok(None) };
     if !job.unseen && !startup::never_started(worker, sandbox).await? {
         return Ok(None);

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::Worker;
+use super::secrets::Secrets;
 use crate::e2b::ApiError;
 use crate::store::Releasing;
 
@@ -236,7 +237,8 @@ async fn heal_pools(worker: &Worker) {
                 worker.wake.notify_one();
             }
             Ok(_) => {}
-            Err(error) => drop(worker.store.still_blocked(&pool, &error.to_string()).await),
+            // A server may repeat what it was sent.
+            Err(error) => drop(worker.store.still_blocked(&pool, &Secrets::new(worker, []).in_errors.text(&error.to_string())).await),
         }
     }
 }

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use serde_json::json;
 use sqlx::{ConnectOptions as _, PgPool};
-use turnmill::store::{By, Enqueue, FleetChange, PoolChange, TenantChange, UsageFilter};
+use turnmill::store::{By, Enqueue, FleetChange, NextAttempt, PoolChange, Retry, TenantChange, UsageFilter};
+use turnmill::turn::TurnError;
 
 use crate::commands::{said, turnmill};
-use crate::harness::{Claimer, Fleet, Running, until};
+use crate::harness::{Claimer, Fleet, Running, spent, until};
 use crate::money::costing;
 
 const SOME_TIME: Duration = Duration::from_secs(600);
@@ -122,6 +123,40 @@ async fn a_turn_may_spend_what_it_asks_for_and_no_more_than_its_pool_allows(pool
         fleet.store.settle(&job, &costing(0.1), SOME_TIME).await.unwrap().unwrap();
         fleet.store.slot_freed(job.slot_id, job.epoch).await.unwrap().unwrap();
     }
+}
+
+/// Nobody knows what it has cost: so it can't be free.
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn an_attempt_that_does_not_say_what_it_cost_leaves_half_of_what_was_left(pool: PgPool) {
+    let fleet = Fleet::new(pool);
+    let worker = fleet.worker("a").await;
+    let turn = Enqueue {
+        prompt: "x".to_owned(),
+        project_id: Some("p1".to_owned()),
+        options: Some(serde_json::json!({ "max_budget_usd": 4 })),
+        ..Enqueue::default()
+    };
+    fleet.store.enqueue(&turn).await.unwrap();
+    let mut job = worker.claim_one().await;
+    let why = TurnError::new("agent_killed", "words");
+    let priced = spent(1.0);
+    fleet.store.create_asked(&job).await.unwrap().unwrap();
+    fleet.store.sandbox_ready(&job, "i-1").await.unwrap().unwrap();
+    for (spent, left) in [(None, 2.0), (Some(&priced), 1.5), (None, 0.75)] {
+        fleet.store.agent_started(&job).await.unwrap().unwrap();
+        let epoch = fleet.store.next_epoch().await.unwrap();
+        let next = NextAttempt { epoch, journal_offset: 0, blocks: &[], resumes: true, forgets: false, spent, why: &why };
+        let seq = fleet.store.next_attempt(&job, &next).await.unwrap().unwrap();
+        job.go_on(&next, seq, Some("i-1".to_owned()), Duration::ZERO);
+        assert_eq!(job.budget_left_usd(), Some(left));
+    }
+    // Also whoever has it later, and when its sandbox is lost with the agent in it.
+    fleet.store.agent_started(&job).await.unwrap().unwrap();
+    let retry = Retry { delay: Duration::ZERO, charged: false, restart: true, keep: false, spent: None, why: &why };
+    fleet.store.retry_later(&job, &retry, SOME_TIME).await.unwrap().unwrap();
+    fleet.store.slot_freed(job.slot_id, job.epoch).await.unwrap().unwrap();
+    let again = worker.claim_one().await;
+    assert_eq!((again.unpriced, again.budget_left_usd()), (3, Some(0.375)));
 }
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]

@@ -15,7 +15,7 @@ use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use turnmill::config::Config;
-use turnmill::keys::{Environment, OwnKey, Vault, seal_of_own};
+use turnmill::keys::{Environment, OwnKey, Vault, seal_of_own, seal_of_secrets};
 use turnmill::store::{Enqueue, PoolChange};
 
 use crate::harness::{Fleet, LocalE2b, Running, RunningWorker, config, until, use_mock};
@@ -309,11 +309,12 @@ async fn whoever_adopts_a_turn_can_know_what_it_was_started_with_and_nobody_afte
     let agent = format!("echo '{{\"type\":\"content\",\"text\":\"x\"}}'; until [ -e {} ]; do sleep 0.05; done", go.display());
     let change = PoolChange { agent: Some(["bash", "-c", &agent].map(str::to_owned).to_vec()), ..PoolChange::default() };
     all.fleet.store.set_pool("default", &change).await.unwrap();
-    let turn = all.fleet.enqueue("x").await.turn_id;
+    let turn = all.fleet.enqueue_in("x", Some("s1")).await.turn_id;
+    let session = "s1".to_owned();
     all.fleet.has_blocks(&turn, 1).await;
     let noted = async || {
-        let rows = all.fleet.store.noted_secrets(&turn).await.unwrap();
-        let open = |sealed| String::from_utf8(vault.open(&format!("turn_secrets/{turn}"), sealed).unwrap()).unwrap();
+        let rows = all.fleet.store.noted_secrets(&session).await.unwrap();
+        let open = |(turn, sealed): (String, _)| String::from_utf8(vault.open(&seal_of_secrets(&turn), sealed).unwrap()).unwrap();
         rows.into_iter().map(open).collect::<Vec<_>>()
     };
     assert_eq!(noted().await, ["sk-ant-the-first\0tok-the-first\0"]);
@@ -327,6 +328,33 @@ async fn whoever_adopts_a_turn_can_know_what_it_was_started_with_and_nobody_afte
     assert_eq!(all.fleet.ended(&turn).await.error_message, None);
     until("they are forgotten", || async { noted().await.is_empty().then_some(()) }).await;
     Running { worker, fleet: all.fleet, e2b: all.e2b }.stop().await;
+}
+
+/// A sandbox that is kept remembers what its turns were given, whatever the next one is given.
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn what_a_kept_sandbox_was_told_by_turns_before_is_masked_in_those_after_them(pool: PgPool) {
+    let master = Vault::new_key("m1");
+    let all = start(pool, &[("ANTHROPIC_API_KEY", "sk-ant-the-first-1")], |config| config.keys.master = master.clone().into()).await;
+    let agent = r#"printf '{"type":"content","text":"%s"}\n' "before$(cat note 2>/dev/null), now $ANTHROPIC_API_KEY"; printf ' %s' "$ANTHROPIC_API_KEY" >>note"#;
+    let agent = Some(["bash", "-c", agent].map(str::to_owned).to_vec());
+    all.fleet.store.set_pool("default", &PoolChange { agent, release: Some((600, 0)), ..PoolChange::default() }).await.unwrap();
+    let ended = async |fleet: &Fleet| {
+        let turn = fleet.enqueue_in("x", Some("s1")).await.turn_id;
+        assert_eq!(fleet.ended(&turn).await.error_message, None);
+        fleet.blocks(&turn).await[0][1]["text"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(ended(&all.fleet).await, "before, now [masked]");
+    // The workers' upkeep forgets what nobody needs any more.
+    all.fleet.store.forget_old().await.unwrap();
+    all.worker.stop().await;
+    let mut second = Config { environment: environment(&[("ANTHROPIC_API_KEY", "sk-ant-the-second-2")]), ..config(&all.e2b.url) };
+    second.keys.master = master.into();
+    let worker = RunningWorker::with_keys(&all.fleet, second).await;
+    assert_eq!(ended(&all.fleet).await, "before [masked], now [masked]");
+    assert_eq!(ended(&all.fleet).await, "before [masked] [masked], now [masked]");
+    assert_eq!(all.fleet.store.noted_secrets("s1").await.unwrap().len(), 2, "what is known already is not noted again");
+    worker.stop().await;
+    all.e2b.stop().await;
 }
 
 /// An STS that gives the same to everybody, or refuses.

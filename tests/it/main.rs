@@ -8,6 +8,7 @@ mod visitor;
 
 mod agents;
 mod attachments;
+mod attacks;
 mod budgets;
 mod captures;
 mod commands;

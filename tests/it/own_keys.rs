@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use sqlx::{ConnectOptions as _, PgPool};
 use tokio::io::AsyncWriteExt as _;
 use turnmill::files::seal_of_workspace;
-use turnmill::keys::{Closed, OwnKey, Sealed, Vault, rotate, seal_of_own};
+use turnmill::keys::{Closed, OwnKey, Sealed, Vault, rotate, seal_of_own, seal_of_secrets};
 use turnmill::store::{Bounds, SealedKind};
 use turnmill::transcript::{pack, unpack};
 use turnmill::webhooks::seal_of_endpoint;
@@ -157,6 +157,9 @@ async fn seal_some(fleet: &Fleet, vault: &Vault) -> Vec<String> {
         if nth < 2 {
             let own = OwnKey::seal(vault, "acme", &format!("u{nth}"), &KEY.into()).unwrap();
             fleet.store.set_own_key(&own).await.unwrap();
+            let sealed = vault.seal(&seal_of_secrets(&turn), b"secret\0".to_vec());
+            let sql = "INSERT INTO turnmill.turn_secrets (turn_id, attempt, data, key_id) VALUES ($1, 1, $2, $3)";
+            sqlx::query(sql).bind(&turn).bind(sealed.data).bind(sealed.key_id).execute(&fleet.pool).await.unwrap();
         }
         turns.push(turn);
     }
@@ -174,6 +177,9 @@ async fn all_open(fleet: &Fleet, vault: &Vault, turns: &[String]) {
     }
     for (tenant, user, data, key_id) in one("SELECT tenant_id, user_id, data, key_id FROM turnmill.user_keys").await.unwrap() {
         assert_eq!(vault.open(&seal_of_own(&tenant, &user), Sealed { key_id: Some(key_id), data }), Ok(KEY.into()));
+    }
+    for (turn, _, data, key_id) in one("SELECT turn_id, '', data, key_id FROM turnmill.turn_secrets").await.unwrap() {
+        assert_eq!(vault.open(&seal_of_secrets(&turn), Sealed { key_id: Some(key_id), data }), Ok(b"secret\0".to_vec()));
     }
     for sql in [
         "SELECT id, '', secret, secret_key_id FROM turnmill.webhook_endpoints",
@@ -194,7 +200,7 @@ async fn everything_sealed_is_sealed_anew_by_two_at_once_each_row_by_one_of_them
     let (one, other) = tokio::join!(rotate(&fleet.store, &both, "new", |_| {}), rotate(&fleet.store, &both, "new", |_| {}));
     let done: u64 = one.unwrap().iter().chain(&other.unwrap()).map(|kind| kind.done).sum();
     let rest: u64 = rotate(&fleet.store, &both, "new", |_| {}).await.unwrap().iter().map(|kind| kind.done).sum();
-    assert_eq!(done + rest, 14, "3 each of four kinds, 2 keys");
+    assert_eq!(done + rest, 16, "3 each of four kinds, 2 keys, what 2 turns were given");
     all_open(&fleet, &Vault::new(&new).unwrap(), &turns).await;
     assert!(fleet.store.sealed().await.unwrap().iter().all(|row| row.key_id.as_deref() == Some("new")));
 }
@@ -209,7 +215,7 @@ async fn a_rotation_leaves_alone_what_it_can_t_open_says_so_and_goes_on_when_it_
     let part = keys(&pool, &new, &["rotate"], "").await;
     let text = said(&part);
     assert_eq!(part.status.code(), Some(1), "{text}");
-    for words in ["2 conversations can't be opened", "2 keys of users and tenants can't be opened", "4 sealed anew under \"new\", 10 left."]
+    for words in ["2 conversations can't be opened", "2 keys of users and tenants can't be opened", "4 sealed anew under \"new\", 12 left."]
     {
         assert!(text.contains(words), "{text}");
     }
@@ -219,12 +225,12 @@ async fn a_rotation_leaves_alone_what_it_can_t_open_says_so_and_goes_on_when_it_
     sqlx::query("SELECT FROM turnmill.transcripts WHERE turn_id = $1 FOR UPDATE").bind(&turns[0]).execute(&mut *held).await.unwrap();
     let both = format!("{new} {oldest}");
     let text = said(&keys(&pool, &both, &["rotate"], "").await);
-    assert!(text.contains("9 sealed anew under \"new\", 1 left."), "{text}");
+    assert!(text.contains("11 sealed anew under \"new\", 1 left."), "{text}");
     held.rollback().await.unwrap();
     let whole = keys(&pool, &both, &["rotate"], "").await;
     assert!(whole.status.success() && said(&whole).contains("1 sealed anew under \"new\", 0 left."), "{}", said(&whole));
     all_open(&fleet, &Vault::new(&new).unwrap(), &turns).await;
-    assert_eq!(SealedKind::ALL.len(), 5);
+    assert_eq!(SealedKind::ALL.len(), 6);
     let none = keys(&pool, "", &["rotate"], "").await;
     assert!(!none.status.success() && said(&none).contains("there is no master key"), "{}", said(&none));
 }

@@ -208,6 +208,15 @@ async fn a_bound_token_makes_what_it_is_bound_to_and_goes_before_nobody(pool: Pg
     assert_eq!((before.status.as_u16(), &before.body["errors"][0]["pointer"]), (400, &json!("/priority")));
     let other = enqueue(json!({ "user_message": "x", "project_id": "p2", "tenant_id": "t2" })).await;
     assert_eq!(other.body["errors"].as_array().unwrap().len(), 2, "{other:?}");
+    // Who has a project only has no tenant's money and keys.
+    let of_project = site.token(&["turns:read", "turns:write"], of_project("p1")).await;
+    for (path, body) in [
+        ("/v1/sessions", json!({ "id": "s9", "tenant_id": "t2" })),
+        ("/v1/sessions/s9/turns", json!({ "user_message": "x", "tenant_id": "t2" })),
+    ] {
+        let refused = site.as_who(&of_project, "POST", path, Some(body)).await;
+        assert_eq!((refused.status.as_u16(), &refused.body["errors"][0]["pointer"]), (400, &json!("/tenant_id")), "{path}");
+    }
     // One without a tenant is not this tenant's, and does not become it.
     site.say("s3", "hi").await;
     let taken = site.as_who(&bound, "POST", "/v1/sessions/s3/turns", Some(json!({ "user_message": "x" }))).await;
