@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
+
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
@@ -59,6 +61,8 @@ pub struct Facts {
     pub leaked: usize,
     /// Turns whose agent has said nothing for [`SILENT`].
     pub silent: usize,
+    /// Since when nothing starts because somebody has stopped the fleet, and why.
+    pub fleet_stopped: Option<(DateTime<Utc>, String)>,
 }
 
 /// The sentence, and what it stands on.
@@ -81,6 +85,9 @@ const UNCLAIMED: Duration = Duration::from_secs(30);
 /// A wait for room that is worth a word.
 const LONG_WAIT: Duration = Duration::from_secs(15);
 
+/// The code of the one verdict that says itself since when.
+pub const FLEET_STOPPED: &str = "fleet_stopped";
+
 /// Fewer failures than this are no pattern.
 const FAILED_MIN: i64 = 5;
 
@@ -90,6 +97,20 @@ const FAILED_SHARE: f64 = 0.2;
 /// Judges.
 pub fn of(facts: &Facts) -> Verdict {
     let say = |level, code, text: String| Verdict { level, code, text };
+    // Whatever else there is, nothing of it gets better before that is over.
+    if let Some((since, why)) = &facts.fleet_stopped {
+        let waits = match facts.ready {
+            0 => String::new(),
+            1 => " 1 turn waits.".to_owned(),
+            ready => format!(" {} wait.", turns(ready)),
+        };
+        let why = why.trim().trim_end_matches('.');
+        return say(
+            Level::Degraded,
+            FLEET_STOPPED,
+            format!("The fleet is stopped since {}: {why}.{waits}", since.format("%Y-%m-%d %H:%M UTC")),
+        );
+    }
     if facts.workers == 0 && facts.ready + facts.running > 0 {
         let text = format!("No worker is alive: {} wait, {} run on unattended.", turns(facts.ready), turns(facts.running));
         return say(Level::Down, "no_worker", text);
@@ -150,7 +171,6 @@ fn waiting(facts: &Facts) -> Verdict {
         "create_rate" => say(Level::Busy, "create_rate", format!("Sandboxes can't be made any faster; {waits}.")),
         "tenant_limit" => say(Level::Busy, "tenant_limit", format!("Tenants are at their limits; {waits}.")),
         "budget" => say(Level::Busy, "budget", format!("A budget of this day is spent; {waits}.")),
-        "fleet_stopped" => say(Level::Busy, "fleet_stopped", format!("The fleet is stopped; {waits}.")),
         "pool_paused" => say(Level::Busy, "pool_paused", format!("A pool is paused; {waits}.")),
         "backoff" => say(Level::Busy, "backoff", format!("Failed turns wait for their next try; {waits}.")),
         "no_worker" => say(Level::Busy, "workers_full", format!("Every worker has as much as it takes; {waits}.")),
@@ -202,5 +222,16 @@ mod tests {
         assert_eq!(judged(|f| waits(f, 16, Some("no_slot"))), (Level::Busy, "full"));
         assert_eq!(judged(|f| waits(f, 3, Some("no_slot"))), (Level::Good, "working"));
         assert_eq!(judged(|f| waits(f, 600, Some("tenant_limit"))), (Level::Busy, "tenant_limit"));
+    }
+
+    #[test]
+    fn a_stopped_fleet_is_what_is_said_with_its_time_and_its_reason() {
+        let mut facts = fleet();
+        facts.fleet_stopped = Some((DateTime::from_timestamp(1_800_000_000, 0).unwrap(), "by ann: the key has leaked.".to_owned()));
+        assert_eq!(of(&facts).text, "The fleet is stopped since 2027-01-15 08:00 UTC: by ann: the key has leaked.");
+        (facts.ready, facts.workers, facts.tries_failed) = (1, 0, 39);
+        let verdict = of(&facts);
+        assert_eq!((verdict.level, verdict.code), (Level::Degraded, FLEET_STOPPED), "whatever else there is");
+        assert!(verdict.text.ends_with("leaked. 1 turn waits."), "{}", verdict.text);
     }
 }

@@ -99,6 +99,18 @@ pub struct PoolRoom {
     pub parked: i64,
     /// Sandboxes that no slot knows.
     pub orphans: i64,
+    /// Sandboxes whose time is counted at this moment.
+    pub metered: i64,
+    /// What one of them costs an hour, in dollars; `None`: nobody has said.
+    pub sandbox_usd_per_hour: Option<f64>,
+}
+
+impl PoolRoom {
+    /// What its sandboxes cost an hour, as many as there are now.
+    #[expect(clippy::cast_precision_loss, reason = "a pool has some thousands")]
+    pub fn usd_per_hour(&self) -> f64 {
+        self.metered as f64 * self.sandbox_usd_per_hour.unwrap_or(0.0)
+    }
 }
 
 /// Slots of one board at most.
@@ -232,7 +244,9 @@ impl Store {
                  extract(epoch FROM clock_timestamp() - q.reported_at)::float8 AS reported_s,
                  (SELECT count(*) FROM turnmill.slots s WHERE s.pool = p.name AND s.state <> 'free') AS "held!",
                  (SELECT count(*) FROM turnmill.parked k WHERE k.pool = p.name) AS "parked!",
-                 (SELECT count(*) FROM turnmill.corrections c WHERE c.pool = p.name AND c.kind = 'orphan' AND c.done_at IS NULL) AS "orphans!"
+                 (SELECT count(*) FROM turnmill.corrections c WHERE c.pool = p.name AND c.kind = 'orphan' AND c.done_at IS NULL) AS "orphans!",
+                 (SELECT count(*) FROM turnmill.slots s WHERE s.pool = p.name AND s.metered_at IS NOT NULL) AS "metered!",
+                 p.sandbox_usd_per_hour::float8 AS sandbox_usd_per_hour
                FROM turnmill.pools p JOIN turnmill.pool_states q ON q.pool = p.name ORDER BY p.name"#
         )
         .fetch_all(&mut tx)

@@ -51,13 +51,15 @@ pub(super) async fn change_fleet(tx: &mut Tx, change: &FleetChange) -> sqlx::Res
 impl Store {
     /// What turns may spend, and whether they start.
     pub async fn fleet_money(&self) -> sqlx::Result<FleetMoney> {
-        sqlx::query_as!(
+        let mut tx = self.pool.glance().await?;
+        let row = sqlx::query_as!(
             FleetMoney,
             r#"SELECT budget_usd_per_day::float8 AS budget_usd_per_day, turnmill.fleet_spent_today()::float8 AS "today_usd!", stopped_at,
                  stopped_reason FROM turnmill.fleet"#
         )
-        .fetch_one(&self.pool)
-        .await
+        .fetch_one(&mut tx)
+        .await;
+        tx.done(row).await
     }
 
     /// Changes it; holds from the next claim on.

@@ -32,8 +32,8 @@
 //! | `transcripts` | what agents remember |
 //! | `journals` | what agents printed, word for word |
 //! | `files` | what turns change, and what comes with messages |
-//! | `usage` | sums of them |
-//! | `tenants` | weights, limits, budgets |
+//! | `usage`, `spend` | what was spent, summed; what operators do about it |
+//! | `tenants`, `tenant_cards` | weights, limits, budgets; tenants as operators look for them |
 //! | `sealed` | what is sealed under which master key, and sealing it anew |
 //! | `listen` | wake-ups |
 //! | `refused` | what the public functions refuse, and why |
@@ -71,6 +71,8 @@ mod sealed;
 mod sessions;
 mod settle;
 mod slots;
+mod spend;
+mod tenant_cards;
 mod tenants;
 mod timeline;
 mod tokens;
@@ -120,6 +122,8 @@ pub use sealed::{Resealed, SealedCount, SealedKind, SealedRow};
 pub use sessions::{NewSession, SessionFilter, SessionRow};
 pub use settle::{Kept, Retry, Settle};
 pub use slots::Releasing;
+pub use spend::{SpendDay, SpendFilter, SpendSum};
+pub use tenant_cards::{TENANT_COUNTED_MAX, TENANTS_LOOKED_AT_MAX, TenantCard, TenantPage};
 pub use tenants::{Tenant, TenantChange};
 pub use timeline::{OpsTurn, Period, Said, SaidPage};
 pub use tokens::{Bearer, Bounds, NewToken, TokenRow};

@@ -45,7 +45,7 @@ async fn once(store: &Store) -> sqlx::Result<()> {
 pub async fn look(store: &Store) -> sqlx::Result<(Sample, verdict::Verdict)> {
     let totals = store.queue_totals().await?;
     let (rooms, cells, waits) = (store.rooms().await?, store.slot_cells().await?, store.waits().await?);
-    let (oldest, tries) = (store.oldest_ready().await?, store.recent_tries().await?);
+    let (oldest, tries, money) = (store.oldest_ready().await?, store.recent_tries().await?, store.fleet_money().await?);
     let held: i64 = rooms.iter().map(|room| room.held).sum();
     let facts = verdict::Facts {
         workers: totals.workers,
@@ -61,6 +61,7 @@ pub async fn look(store: &Store) -> sqlx::Result<(Sample, verdict::Verdict)> {
         commonest: tries.commonest,
         leaked: cells.iter().filter(|cell| cell.leaked || cell.overdue).count(),
         silent: cells.iter().filter(|cell| cell.silent_s.is_some_and(|silent| silent > verdict::SILENT.as_secs_f64())).count(),
+        fleet_stopped: money.stopped_at.zip(money.stopped_reason),
     };
     let verdict = verdict::of(&facts);
     let reasons: Map<String, Value> = waits.into_iter().map(|wait| (wait.reason.unwrap_or_default(), Value::from(wait.turns))).collect();

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 use sqlx::PgPool;
+use turnmill::store::{Enqueue, TenantChange};
 
 use crate::browser::{Browser, ENTER};
 use crate::harness::{Fleet, Running, RunningWorker, config};
@@ -133,6 +134,8 @@ async fn every_page_has_its_key_and_stands_closer_together_for_whoever_wants_tha
         ('b', "/ops/sandboxes"),
         ('w', "/ops/workers"),
         ('p', "/ops/pools"),
+        ('e', "/ops/tenants"),
+        ('m', "/ops/spend"),
         ('a', "/ops/audit"),
         ('n', "/ops"),
     ];
@@ -153,6 +156,74 @@ async fn every_page_has_its_key_and_stands_closer_together_for_whoever_wants_tha
     browser.value("document.getElementById('density').focus()").await;
     browser.press(&[ENTER]).await;
     browser.until("!document.documentElement.dataset.density").await;
+    on_call.all_is_well().await;
+    on_call.stop().await;
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn a_tenant_held_by_its_budget_is_found_and_raised_and_its_turn_goes_on(pool: PgPool) {
+    let on_call = OnCall::start(pool).await;
+    let (fleet, browser) = (&on_call.all.fleet, &on_call.browser);
+    let change = TenantChange { budget_usd_per_day: Some(Some(0.0)), ..TenantChange::default() };
+    fleet.store.set_tenant("acme", change).await.unwrap();
+    let turn = Enqueue {
+        prompt: "/mock noop".to_owned(),
+        project_id: Some("p1".to_owned()),
+        tenant_id: Some("acme".to_owned()),
+        ..Enqueue::default()
+    };
+    let held = fleet.store.enqueue(&turn).await.unwrap().turn_id.unwrap();
+    // From what waits, to whose it is, to what holds it.
+    on_call.open("/ops").await;
+    browser.until("document.querySelector('a.more-of[href=\"/ops/tenants?show=budget\"]')").await;
+    browser.click("a.more-of[href=\"/ops/tenants?show=budget\"]").await;
+    browser.until("document.querySelector('#tenant-acme')?.innerText.includes('may spend nothing')").await;
+    browser.press(&['j']).await;
+    browser.press(&[ENTER]).await;
+    browser
+        .until("document.querySelector('#tenant-title')?.innerText.includes('budget spent') && document.readyState === 'complete'")
+        .await;
+    browser.value("(document.querySelector('#budget').value = '', document.querySelector('#budget').focus())").await;
+    browser.press(&['2', '.', '5', ENTER]).await;
+    browser.until("document.querySelector('.about')?.innerText.includes('$0.00 → $2.50') && document.readyState === 'complete'").await;
+    assert_eq!(fleet.turn(&held).await.status, "pending", "nothing is done before it is agreed to");
+    browser.value("document.querySelector('#reason').focus()").await;
+    browser.press(&"they pay".chars().chain([ENTER]).collect::<Vec<_>>()).await;
+    browser.until("location.pathname === '/ops/tenant' && document.querySelector('#tenant').innerText.includes('they pay')").await;
+    assert_eq!(fleet.ended(&held).await.status, "completed");
+    browser.until("document.querySelector('#tenant-title').innerText.includes('idle')").await;
+    on_call.all_is_well().await;
+    on_call.stop().await;
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn the_fleet_is_stopped_what_runs_goes_on_and_it_is_resumed(pool: PgPool) {
+    let on_call = OnCall::start(pool).await;
+    let (fleet, browser) = (&on_call.all.fleet, &on_call.browser);
+    let runs = fleet.enqueue(&slow(30)).await.turn_id;
+    fleet.has_blocks(&runs, 1).await;
+    on_call.open("/ops").await;
+    go(browser, 'm', "/ops/spend").await;
+    browser.until("document.querySelector('.u-legend') && document.querySelector('a[href=\"/ops/fleet/stop\"]')").await;
+    browser.click("a[href=\"/ops/fleet/stop\"]").await;
+    browser.until("document.querySelector('#dialog[open]').innerText.includes('1 that run go on to their ends')").await;
+    because(browser, "the key has leaked").await;
+    browser.until("document.querySelector('#spend-title').innerText.includes('stopped')").await;
+    let waits = fleet.enqueue("/mock noop").await.turn_id;
+    assert_eq!(fleet.ended(&runs).await.status, "completed");
+    assert_eq!(said(fleet, &runs).await, steps(30), "what ran went on");
+    go(browser, 'n', "/ops").await;
+    browser.until("document.querySelector('.sentence').innerText.includes('The fleet is stopped since')").await;
+    browser.until("document.querySelector('.sentence').innerText.includes('the key has leaked. 1 turn waits.')").await;
+    assert_eq!(fleet.turn(&waits).await.status, "pending");
+    browser.click(".sentence a[href=\"/ops/spend\"]").await;
+    browser.until("document.querySelector('a[href=\"/ops/fleet/resume\"]') && document.readyState === 'complete'").await;
+    browser.click("a[href=\"/ops/fleet/resume\"]").await;
+    because(browser, "a new key").await;
+    assert_eq!(fleet.ended(&waits).await.status, "completed");
+    browser.until("document.querySelector('#spend-title').innerText.includes('turns start')").await;
+    let audit = fleet.store.audit(None, None, 10).await.unwrap();
+    assert_eq!(audit.iter().map(|row| row.reason.as_str()).collect::<Vec<_>>(), ["a new key", "the key has leaked"]);
     on_call.all_is_well().await;
     on_call.stop().await;
 }

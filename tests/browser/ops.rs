@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use sqlx::PgPool;
-use turnmill::store::{HeldFilter, PoolChange};
+use turnmill::store::{FleetChange, HeldFilter, PoolChange, TenantChange};
 
 use crate::browser::{Browser, ENTER};
 use crate::harness::Running;
@@ -119,6 +119,13 @@ async fn every_page_is_for_everybody_in_both_themes(pool: PgPool) {
     fleet.store.set_pool("ill", &PoolChange { cap: Some(2), ..PoolChange::default() }).await.unwrap();
     fleet.store.change_pool_by(&actor, "ill", "set", &["active"], &PoolChange { cap: Some(3), ..PoolChange::default() }).await.unwrap();
     fleet.store.block_pool("ill", "401: the key is not valid").await.unwrap();
+    let tenant = TenantChange { running_max: Some(Some(2)), budget_usd_per_day: Some(Some(0.0)), ..TenantChange::default() };
+    fleet.store.set_tenant("acme", tenant).await.unwrap();
+    fleet.store.change_tenant_by(&actor, &"long-".repeat(50), tenant).await.unwrap();
+    let held = "SELECT turnmill.enqueue_turn('hi', project_id => 'p1', session_id => 'held', tenant_id => 'acme') WHERE $1 = ''";
+    fleet.sql(held, "").await;
+    fleet.store.change_fleet_by(&actor, &FleetChange::Budget(Some(1000.0))).await.unwrap();
+    fleet.store.sum_charges().await.unwrap();
     let worker = fleet.store.workers().await.unwrap().remove(0).id;
     let sandbox = fleet.store.held_slots(&HeldFilter::default(), 1).await.unwrap().remove(0).sandbox_id.unwrap();
     let pages = [
@@ -137,6 +144,13 @@ async fn every_page_is_for_everybody_in_both_themes(pool: PgPool) {
         ("pools", "/ops/pools".to_owned()),
         ("pool", "/ops/pools/ill".to_owned()),
         ("set", "/ops/pools/ill/set?cap=1&rate=2".to_owned()),
+        ("tenants", "/ops/tenants".to_owned()),
+        ("tenant", "/ops/tenant?id=acme".to_owned()),
+        ("tenant-set", "/ops/tenant/set?id=acme&budget=3&weight=2".to_owned()),
+        ("no-tenants", "/ops/tenants?q=nobody".to_owned()),
+        ("spend", "/ops/spend".to_owned()),
+        ("spend-model", "/ops/spend?by=model&days=7&tenant=acme".to_owned()),
+        ("stop", "/ops/fleet/stop".to_owned()),
         ("audit", "/ops/audit".to_owned()),
         ("missing", "/ops/turns/nope".to_owned()),
         ("none", "/ops/sessions?tenant=nobody".to_owned()),

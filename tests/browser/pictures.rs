@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::json;
 use sqlx::PgPool;
 use turnmill::e2b::ApiVersion;
-use turnmill::store::{Actor, PoolChange};
+use turnmill::store::{Actor, FleetChange, PoolChange, TenantChange};
 
 use crate::browser::Browser;
 use crate::harness::{Fleet, LocalE2b, RunningWorker, config, until, use_mock};
@@ -125,6 +125,46 @@ async fn scene(fleet: &Fleet, e2b: &LocalE2b) -> (Vec<RunningWorker>, String, St
     (workers, taken_over, sandbox.unwrap_or_default())
 }
 
+/// A month of money: four tenants in two pools, with two models and sandboxes; what is set of them; and one whose budget is spent.
+async fn money(fleet: &Fleet) {
+    let days = "INSERT INTO turnmill.spend_days
+                SELECT (clock_timestamp() AT TIME ZONE 'UTC')::date - d, t.id, p.name, k.kind, k.model, ceil(n * k.turns), 0, n * k.read, n * k.wrote, n * k.read * 6, n * k.wrote * 2,
+                  n * k.seconds, round((n * k.usd)::numeric, 4)
+                FROM generate_series(0, 29) d, (VALUES ('acme', 9), ('globex', 5), ('initech', 3), ('umbrella', 1.2), ('', 0.4)) t (id, size),
+                  (VALUES ('default', 1.0), ('gpu', 0.3)) p (name, size),
+                  LATERAL (SELECT t.size * p.size * (6 + 3 * sin(d * 1.3 + length(t.id)) + (29 - d) / 6.0) * CASE WHEN d = 0 THEN 0.4 WHEN d % 7 IN (2, 3) THEN 0.3 ELSE 1 END AS n) c,
+                  (VALUES ('model', 'claude-sonnet-4-5', 1, 1800, 420, 0, 0.062), ('model', 'claude-haiku-4-5', 0, 2600, 260, 0, 0.006),
+                          ('sandbox', '', 0, 0, 0, 190, 0.009)) k (kind, model, turns, read, wrote, seconds, usd)
+                WHERE $1 = '' ON CONFLICT DO NOTHING";
+    fleet.sql(days, "").await;
+    for (pool, usd) in [("default", 0.17), ("gpu", 1.9), ("trial", 0.17)] {
+        fleet.store.set_pool(pool, &PoolChange { sandbox_usd_per_hour: Some(Some(usd)), ..PoolChange::default() }).await.unwrap();
+    }
+    let settings: [(&str, f64, Option<i32>, Option<f64>); 4] = [
+        ("acme", 2.0, Some(8), Some(40.0)),
+        ("globex", 1.0, Some(4), Some(18.0)),
+        ("initech", 1.0, Some(1), None),
+        ("umbrella", 0.5, None, Some(2.0)),
+    ];
+    for (tenant, weight, most, budget) in settings {
+        let change = TenantChange { weight: Some(weight), running_max: Some(most), budget_usd_per_day: Some(budget) };
+        fleet.store.change_tenant_by(&who("lena", "as agreed with sales"), tenant, change).await.unwrap();
+    }
+    fleet.store.change_fleet_by(&who("hanna", "what the board allows"), &FleetChange::Budget(Some(120.0))).await.unwrap();
+    for (nth, tenant) in [(1, "umbrella"), (2, "umbrella"), (3, "umbrella"), (4, "initech"), (5, "initech")] {
+        let turn = turnmill::store::Enqueue {
+            prompt: "Bring the changelog up to date.".to_owned(),
+            project_id: Some("web".to_owned()),
+            session_id: Some(format!("{tenant}-{nth}")),
+            tenant_id: Some(tenant.to_owned()),
+            ..turnmill::store::Enqueue::default()
+        };
+        fleet.store.enqueue(&turn).await.unwrap();
+    }
+    let since = "UPDATE turnmill.jobs SET queued_at = queued_at - interval '47 minutes' WHERE tenant_id = $1 AND state = 'ready'";
+    fleet.sql(since, "umbrella").await;
+}
+
 /// The minutes of the last two hours, as a sampler would have left them; and messages that are worth reading.
 async fn history(fleet: &Fleet) {
     let minutes = "INSERT INTO turnmill.metrics_minute (minute, closed, enqueued, started, completed, failed, tries, tries_failed, failures, cost_usd, wait_p50_s, wait_p95_s,
@@ -170,6 +210,7 @@ async fn pictures_of_every_page_in_both_themes(pool: PgPool) {
     let (site, browser) = tokio::join!(Site::open(fleet.clone(), |_| {}), Browser::start());
     let (workers, turn, sandbox) = scene(&fleet, &e2b).await;
     history(&fleet).await;
+    money(&fleet).await;
     let pages = [
         ("now", "/ops".to_owned(), None),
         ("turns", "/ops/turns".to_owned(), None),
@@ -181,6 +222,9 @@ async fn pictures_of_every_page_in_both_themes(pool: PgPool) {
         ("workers", "/ops/workers".to_owned(), None),
         ("pools", "/ops/pools".to_owned(), None),
         ("pool", "/ops/pools/gpu".to_owned(), None),
+        ("tenants", "/ops/tenants".to_owned(), None),
+        ("tenant", "/ops/tenant?id=umbrella".to_owned(), None),
+        ("spend", "/ops/spend".to_owned(), None),
         ("audit", "/ops/audit".to_owned(), None),
     ];
     browser.hide_scrollbars().await;

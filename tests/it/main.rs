@@ -36,6 +36,7 @@ mod ops;
 mod ops_acts;
 mod ops_kills;
 mod ops_lists;
+mod ops_money;
 mod ops_transcript;
 mod outages;
 mod own_keys;

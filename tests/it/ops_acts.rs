@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 use sqlx::PgPool;
-use turnmill::store::{Actor, PoolChange, Renewal};
+use turnmill::store::{Actor, PoolChange, Renewal, TenantChange};
 
 use crate::end_to_end::mock;
 use crate::harness::{Fleet, LocalE2b, Running, RunningWorker, config, use_mock};
@@ -23,6 +23,8 @@ async fn everything(fleet: &Fleet) -> Value {
         'workers', (SELECT jsonb_agg(jsonb_build_array(id, state, drain_at) ORDER BY id) FROM turnmill.workers),
         'cancels', (SELECT jsonb_agg(turn_id) FROM turnmill.cancel_requests),
         'kills', (SELECT jsonb_agg(sandbox_id) FROM turnmill.sandbox_kills),
+        'tenants', (SELECT jsonb_agg(to_jsonb(t) ORDER BY id) FROM turnmill.tenants t),
+        'fleet', (SELECT jsonb_agg(to_jsonb(f)) FROM turnmill.fleet f),
         'audit', (SELECT count(*) FROM turnmill.audit))";
     sqlx::query_scalar(all).fetch_one(&fleet.pool).await.unwrap()
 }
@@ -44,6 +46,7 @@ async fn acts(site: &Site) -> Vec<(String, Vec<(&'static str, &'static str)>)> {
     fleet.store.create_asked(&job).await.unwrap().unwrap();
     fleet.store.sandbox_ready(&job, "sbx-1").await.unwrap().unwrap();
     let waiting = site.say("s1", "more").await;
+    fleet.store.set_tenant("acme", TenantChange { weight: Some(2.0), ..TenantChange::default() }).await.unwrap();
     vec![
         (format!("/ops/turns/{waiting}/cancel"), vec![]),
         (format!("/ops/turns/{running}/cancel"), vec![]),
@@ -54,6 +57,9 @@ async fn acts(site: &Site) -> Vec<(String, Vec<(&'static str, &'static str)>)> {
         ("/ops/pools/off/resume".to_owned(), vec![]),
         ("/ops/pools/down/unblock".to_owned(), vec![]),
         ("/ops/pools/on/set".to_owned(), vec![("cap", "7"), ("rate", "2.5"), ("warm", "5m"), ("paused", "7days")]),
+        ("/ops/tenant/set".to_owned(), vec![("id", "acme"), ("weight", "3"), ("running_max", "4"), ("budget", "2.5")]),
+        ("/ops/fleet/budget".to_owned(), vec![("budget", "100")]),
+        ("/ops/fleet/stop".to_owned(), vec![]),
     ]
 }
 
@@ -108,6 +114,13 @@ async fn an_act_and_its_entry_are_there_together_or_not_at_all(pool: PgPool) {
         ("/ops/pools/on/set".to_owned(), &[("cap", "2")], 409),
         ("/ops/pools/on/set".to_owned(), &[("cap", "-1")], 400),
         ("/ops/pools/on/set".to_owned(), &[("cap", "5"), ("warm", "2days")], 400),
+        ("/ops/tenant/set".to_owned(), &[("id", "nobody"), ("weight", "3")], 404),
+        ("/ops/tenant/set".to_owned(), &[("id", "acme"), ("weight", "2")], 409),
+        ("/ops/tenant/set".to_owned(), &[("id", "acme"), ("weight", "3"), ("budget", "-1")], 400),
+        ("/ops/fleet/resume".to_owned(), nothing, 409),
+        ("/ops/fleet/budget".to_owned(), &[("budget", "none")], 409),
+        ("/ops/fleet/budget".to_owned(), &[("budget", "x")], 400),
+        ("/ops/fleet/explode".to_owned(), nothing, 404),
     ] {
         let answer = send(&path, form(more)).await;
         assert_eq!(answer.status(), status, "{path} {more:?}: {}", answer.text().await.unwrap());
@@ -122,7 +135,72 @@ async fn an_act_and_its_entry_are_there_together_or_not_at_all(pool: PgPool) {
         assert_eq!((entries[0].2.as_str(), entries[0].3.as_str()), ("a test", "why not"));
     }
     let verbs: Vec<String> = audit(fleet).await.into_iter().rev().map(|entry| entry.0).collect();
-    assert_eq!(verbs, ["cancel", "cancel", "retry", "kill", "drain", "pause", "resume", "unblock", "set"]);
+    assert_eq!(verbs, ["cancel", "cancel", "retry", "kill", "drain", "pause", "resume", "unblock", "set", "set", "set", "stop"]);
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn of_many_turns_each_is_done_with_its_entry_or_not_at_all_and_only_by_who_may(pool: PgPool) {
+    let site = Site::start(pool).await;
+    let fleet = &site.fleet;
+    let mut turns = Vec::new();
+    for nth in 0..3 {
+        turns.push(site.say(&format!("s{nth}"), "hi").await);
+    }
+    let ids = turns.join("\u{1f}");
+    let (viewer, operator) = (Visitor::with(&site, &["ops:read"]).await, Visitor::operator(&site).await);
+    let ask = "/ops/bulk?act=cancel&status=pending";
+    assert_eq!(viewer.get(ask).await.status(), 403);
+    assert!(operator.page(ask).await.contains("This will cancel 3 turns: 3 at once, 0 that run"));
+    let token = operator.form_token(ask).await;
+    let form = |reason: &'static str| {
+        [("form_token", token.clone()), ("act", "cancel".to_owned()), ("ids", ids.clone()), ("reason", reason.to_owned())]
+    };
+    let send = async |visitor: &Visitor<'_>, reason: &'static str, origin: &str| {
+        let form = form(reason);
+        let form: Vec<(&str, &str)> = form.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        visitor.post_from("/ops/bulk", &form, Some(origin)).await
+    };
+    let before = everything(fleet).await;
+    assert_eq!(send(&viewer, "why not", &site.url).await.status(), 403);
+    assert_eq!(send(&operator, "why not", "https://evil.example").await.status(), 403);
+    assert_eq!(send(&operator, " ", &site.url).await.status(), 400);
+    assert_eq!(operator.post("/ops/bulk", &[("act", "cancel"), ("ids", &ids), ("reason", "no token")]).await.status(), 403);
+    assert_eq!(everything(fleet).await, before, "it was refused");
+    // The entry of one of them can't be made: that one is not done, the others are.
+    let full = format!(
+        "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''no room''; END';
+         CREATE TRIGGER no_room BEFORE INSERT ON turnmill.audit FOR EACH ROW WHEN (NEW.subject = '{}') EXECUTE FUNCTION full_disk()",
+        turns[1]
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(full)).execute(&fleet.pool).await.unwrap();
+    let done = send(&operator, "runaway client", &site.url).await.text().await.unwrap();
+    assert!(done.contains("2 cancelled") && done.contains("1 not done") && done.contains(&turns[1]), "{done}");
+    let mut statuses = Vec::new();
+    for turn in &turns {
+        statuses.push(fleet.turn(turn).await.status);
+    }
+    assert_eq!(statuses, ["cancelled", "pending", "cancelled"]);
+    sqlx::raw_sql("DROP TRIGGER no_room ON turnmill.audit").execute(&fleet.pool).await.unwrap();
+
+    let picked = format!("/ops/bulk?act=retry&of=picked&pick={}&pick={}", turns[0], turns[2]);
+    assert!(operator.page(&picked).await.contains("This will enqueue 2 turns again"));
+    let again = [turns[0].as_str(), turns[2].as_str()].join("\u{1f}");
+    let done = operator.act(&picked, &[("act", "retry"), ("ids", &again), ("reason", "it is mended")]).await.text().await.unwrap();
+    assert!(done.contains("2 enqueued again"), "{done}");
+    let mut entries = audit(fleet).await;
+    entries.sort();
+    let entry = |act: &str, turn: &str, why: &str| (act.to_owned(), turn.to_owned(), "a test".to_owned(), why.to_owned());
+    let mut expected = vec![
+        entry("cancel", &turns[0], "runaway client"),
+        entry("cancel", &turns[2], "runaway client"),
+        entry("retry", &turns[0], "it is mended"),
+        entry("retry", &turns[2], "it is mended"),
+    ];
+    expected.sort();
+    assert_eq!(entries, expected);
+    let made: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM turnmill.turns WHERE retry_of IS NOT NULL").fetch_one(&fleet.pool).await.unwrap();
+    assert_eq!(made, 2);
 }
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
@@ -130,11 +208,22 @@ async fn who_may_only_look_sees_every_page_and_no_button(pool: PgPool) {
     let site = Site::start(pool).await;
     let acts = acts(&site).await;
     let (viewer, operator) = (Visitor::with(&site, &["ops:read"]).await, Visitor::operator(&site).await);
-    let pages = ["/ops/sessions", "/ops/sessions/s1", "/ops/sandboxes", "/ops/workers", "/ops/pools", "/ops/pools/on", "/ops/pools/down"];
+    let pages = [
+        "/ops/sessions",
+        "/ops/sessions/s1",
+        "/ops/sandboxes",
+        "/ops/workers",
+        "/ops/pools",
+        "/ops/pools/on",
+        "/ops/pools/down",
+        "/ops/tenants",
+        "/ops/tenant?id=acme",
+        "/ops/spend",
+    ];
     let mut buttons = 0;
     for path in pages {
         let (seen, could) = (viewer.page(path).await, operator.page(path).await);
-        assert!(!seen.contains("data-ask") && !seen.contains("/set\""), "{path}: {seen}");
+        assert!(!seen.contains("data-ask") && !seen.contains("/set\"") && !seen.contains("id=\"settings\""), "{path}: {seen}");
         buttons += could.matches("data-ask").count();
     }
     assert!(buttons >= 8, "{buttons}");

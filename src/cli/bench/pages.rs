@@ -69,6 +69,13 @@ pub async fn measure(store: &Store, mut config: Config, turns: u32) -> anyhow::R
         "/ops/workers".to_owned(),
         "/ops/pools".to_owned(),
         "/ops/pools/default".to_owned(),
+        "/ops/tenants".to_owned(),
+        "/ops/tenants?show=budget".to_owned(),
+        "/ops/tenants?q=nowhere".to_owned(),
+        "/ops/tenant?id=tenant-7".to_owned(),
+        "/ops/spend".to_owned(),
+        "/ops/spend?by=model&days=90".to_owned(),
+        "/ops/spend?by=pool&tenant=tenant-0".to_owned(),
         "/ops/audit".to_owned(),
     ];
     let mut times = vec![Vec::new(); pages.len()];
@@ -92,7 +99,7 @@ pub async fn measure(store: &Store, mut config: Config, turns: u32) -> anyhow::R
 }
 
 /// Turns that run as far as the database knows, each with its slot, and as many that wait for one; sandboxes paused beside
-/// them and some that are nobody's; and what people have done.
+/// them and some that are nobody's; tenants with budgets, of which some are spent; and what people have done.
 async fn crowd(pool: &PgPool) -> anyhow::Result<()> {
     let running = "INSERT INTO turnmill.workers (id, lease_until, turns_max, host, pid, version) VALUES ('bench', clock_timestamp() + interval '1 day', 2000, 'bench', 1, '0');
       SELECT turnmill.enqueue_turn('x', project_id => 'bench', session_id => 'live-' || n, turn_id => 'live-' || n, tenant_id => 'tenant-' || n % 40) FROM generate_series(1, 2000) n;
@@ -110,6 +117,8 @@ async fn crowd(pool: &PgPool) -> anyhow::Result<()> {
         SELECT 'parked-' || n, 'default', 'sess_seed_' || lpad(to_hex(n), 8, '0'), 'turn_seed_' || lpad(to_hex(n * 5 + 4), 8, '0'), 'p' || n, '{}',
           clock_timestamp() + make_interval(mins => n) FROM generate_series(1, 5000) n;
       INSERT INTO turnmill.corrections (kind, subject, pool, reason) SELECT 'orphan', 'orphan-' || n, 'default', 'running, no slot knows it' FROM generate_series(1, 20) n;
+      INSERT INTO turnmill.tenants (id, weight, running_max, budget_usd_per_day) SELECT 'tenant-' || n, 1 + n % 3, 10 + n, CASE WHEN n % 4 = 0 THEN 0.01 ELSE 1000000 END
+        FROM generate_series(0, 39) n ON CONFLICT DO NOTHING;
       INSERT INTO turnmill.audit (actor, act, kind, subject, reason) SELECT 'bench', 'cancel', 'turn', 'live-' || n, 'to have some' FROM generate_series(1, 20000) n;
       ANALYZE";
     let mut connection = pool.connect_options().as_ref().clone().disable_statement_logging().connect().await?;

@@ -123,6 +123,14 @@ fn rest(turns: u32, days: u32) -> String {
            FROM (SELECT m, ({turns} / ({days} * 1440.0) * (1 + sin(extract(epoch FROM m) / 13750)))::integer AS n
                  FROM generate_series(date_trunc('minute', clock_timestamp()) - make_interval(days => {days}), date_trunc('minute', clock_timestamp()) - interval '1 minute', interval '1 minute') m) s
          ON CONFLICT DO NOTHING;
+         -- A day's sums by tenant and kind, as a roll-up would have left them: the first tenant has half of everything.
+         INSERT INTO turnmill.spend_days (day, tenant_id, pool, kind, model, turns, unpriced, input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, seconds, usd)
+           SELECT (clock_timestamp() AT TIME ZONE 'UTC')::date - d, 'tenant-' || t, 'default', k.kind, k.model, n * k.share, 0, n * k.share * 1200, n * k.share * 340, 0, 0,
+                  n * k.seconds, n * k.usd
+           FROM generate_series(0, {days} - 1) d, generate_series(0, 299) t,
+                LATERAL (SELECT 1 + {turns} / {days} / CASE WHEN t = 0 THEN 2 ELSE 600 END AS n) c,
+                (VALUES ('model', 'claude-sonnet-4-5', 1, 0, 0.0381), ('model', 'claude-haiku-4-5', 0, 0, 0.004), ('sandbox', '', 0, 87, 0.0041)) k (kind, model, share, seconds, usd)
+         ON CONFLICT DO NOTHING;
          INSERT INTO turnmill.failures (phase, code, first_at, last_at, tries, turns, last_turn_id, last_message)
            VALUES ('agent', 'api_error', clock_timestamp() - make_interval(days => {days}), clock_timestamp() - interval '1 hour', {turns} / 50, {turns} / 50, 'turn_seed_00000007', 'the model did not answer'),
                   ('agent', 'rare_error', clock_timestamp() - make_interval(days => {days}), clock_timestamp() - interval '1 hour', {turns} / 5000, {turns} / 5000, 'turn_seed_00000007', 'the model did not answer')

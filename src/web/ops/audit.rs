@@ -28,6 +28,8 @@ impl AuditPage {
         match row.kind.as_str() {
             "turn" => format!("/ops/turns/{subject}"),
             "pool" => format!("/ops/pools/{subject}"),
+            "tenant" => look::tenant_href(&row.subject),
+            "fleet" => "/ops/spend".to_owned(),
             "worker" => format!("/ops/sandboxes?worker={subject}"),
             _ => String::new(),
         }

@@ -54,6 +54,17 @@ impl Desk {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
     }
 
+    /// The answer to a question that nobody else asks, which is not kept.
+    pub async fn once<T>(&self, name: &'static str, asked: impl Future<Output = sqlx::Result<T>>) -> Part<T> {
+        match asked.await {
+            Ok(value) => Part { value: Some(Arc::new(value)), late: None },
+            Err(error) => {
+                warn!(%error, part = name, "The part {name} of the dashboard is late: {error}");
+                Part { value: None, late: Some(Duration::ZERO) }
+            }
+        }
+    }
+
     /// The answer to a question that was asked less than `fresh` ago, or a new one; if there is none, the last one.
     pub async fn part<T: Any + Send + Sync, F: Future<Output = sqlx::Result<T>>>(
         &self,

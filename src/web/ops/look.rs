@@ -15,7 +15,8 @@ pub struct Mark {
     pub word: String,
 }
 
-fn mark(class: &'static str, icon: &'static str, word: impl Into<String>) -> Mark {
+/// One of them.
+pub fn mark(class: &'static str, icon: &'static str, word: impl Into<String>) -> Mark {
     Mark { class, icon, word: word.into() }
 }
 
@@ -58,7 +59,7 @@ pub fn reason_means(reason: &str) -> &'static str {
         "create_rate" => "The pool makes as many sandboxes a second as it may.",
         "tenant_limit" => "The tenant has as many running turns as it may.",
         "backoff" => "It failed to start and is tried again later.",
-        "fleet_stopped" => "The fleet is stopped; turnmill fleet resume lets turns start again.",
+        "fleet_stopped" => "The fleet is stopped: no turn starts until it is resumed.",
         "budget" => "The tenant's budget of this day is spent, or the fleet's.",
         "pool_paused" => "An operator has paused the pool.",
         "pool_blocked" => "E2B refuses our key.",
@@ -66,6 +67,25 @@ pub fn reason_means(reason: &str) -> &'static str {
         "" => "Nothing is in the way; it is claimed within moments.",
         _ => "",
     }
+}
+
+/// Where what turns wait for can be changed, and how that is called: of one tenant, where it is known which.
+pub fn reason_pages(reason: &str, tenant: Option<&str>) -> Vec<(String, &'static str)> {
+    let tenants = || match tenant {
+        Some(tenant) => (tenant_href(tenant), "Its tenant"),
+        None => (format!("/ops/tenants?show={reason}"), "Which tenants"),
+    };
+    match reason {
+        "tenant_limit" => vec![tenants()],
+        "budget" => vec![tenants(), ("/ops/spend".to_owned(), "The fleet's budget")],
+        "fleet_stopped" => vec![("/ops/spend".to_owned(), "The fleet")],
+        _ => Vec::new(),
+    }
+}
+
+/// The page of a tenant. Named in the query: an id may be `..`, which no browser sends as a step of a path.
+pub fn tenant_href(id: &str) -> String {
+    format!("/ops/tenant?id={}", encoded(id))
 }
 
 /// Of a slot.
@@ -185,6 +205,12 @@ pub fn maybe_money(dollars: impl As<Option<f64>>) -> String {
     dollars.get().map_or("–".to_owned(), money)
 }
 
+/// Dollars as a number, for what is drawn: cents, and more places below one.
+pub fn cents(dollars: impl As<f64>) -> String {
+    let dollars = dollars.get();
+    if dollars == 0.0 || dollars.abs() >= 0.01 { format!("{dollars:.2}") } else { format!("{dollars:.4}") }
+}
+
 /// An amount of data, as short as it can be understood.
 pub fn bytes(amount: impl As<i64>) -> String {
     #[expect(clippy::cast_precision_loss, reason = "it is rounded anyway")]
@@ -258,6 +284,13 @@ pub fn encoded(text: &str) -> String {
         }
     }
     out
+}
+
+/// A text as one word of a shell's command line, and no option.
+pub fn shell(text: &str) -> String {
+    let plain = !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.:@/+".contains(c));
+    let word = if plain { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) };
+    if text.starts_with('-') { format!("-- {word}") } else { word }
 }
 
 /// A text as an SQL literal.

@@ -9,8 +9,9 @@
 //! | `look` | ages, amounts, states: one way to show each |
 //! | `glance` | what the database says, kept for a moment, and the last that it said when it is late |
 //! | `assets` | scripts and styles, in the binary |
-//! | `now`, `turns`, `turn`, `sessions`, `sandboxes`, `workers`, `pools`, `audit` | a page each, some with one for each thing |
-//! | `pool_set` | what is set of a pool |
+//! | `now`, `turns`, `turn`, `sessions`, `sandboxes`, `workers`, `pools`, `tenants`, `spend`, `audit` | a page each, some with one for each thing |
+//! | `pool_set`, `tenant_set`, `fleet_set` | what is set of a pool, a tenant, the fleet |
+//! | `money` | what was spent against what may be |
 //! | `lists` | what lists have in common |
 //! | `bulk` | cancel and retry of many turns |
 //! | `tiles` | the numbers of *Now* |
@@ -33,18 +34,23 @@ mod bulk;
 mod deed;
 mod enter;
 mod export;
+mod fleet_set;
 mod frame;
 mod glance;
 mod lanes;
 mod lists;
 mod look;
 mod markdown;
+mod money;
 mod now;
 mod pool_set;
 mod pools;
 mod said;
 mod sandboxes;
 mod sessions;
+mod spend;
+mod tenant_set;
+mod tenants;
 mod tiles;
 mod turn;
 mod turns;
@@ -66,6 +72,8 @@ pub const PAGES: &[(&str, &str, char)] = &[
     ("/ops/sandboxes", "Sandboxes", 'b'),
     ("/ops/workers", "Workers", 'w'),
     ("/ops/pools", "Pools", 'p'),
+    ("/ops/tenants", "Tenants", 'e'),
+    ("/ops/spend", "Spend", 'm'),
     ("/ops/audit", "Audit", 'a'),
 ];
 
@@ -103,6 +111,16 @@ pub fn routes() -> Router<App> {
         .route("/ops/pools/{pool}/live", get(pools::one_live))
         .route("/ops/pools/{pool}/set", get(pool_set::ask).post(pool_set::set))
         .route("/ops/pools/{pool}/{act}", get(pools::ask).post(pools::act))
+        .route("/ops/tenants", get(tenants::page))
+        .route("/ops/tenant-list", get(tenants::list))
+        .route("/ops/tenant", get(tenants::one))
+        .route("/ops/tenant/live", get(tenants::one_live))
+        .route("/ops/tenant/set", get(tenant_set::ask).post(tenant_set::set))
+        .route("/ops/spend", get(spend::page))
+        .route("/ops/spend/now", get(spend::live))
+        .route("/ops/spend/days", get(spend::days))
+        .route("/ops/spend/sums", get(spend::sums))
+        .route("/ops/fleet/{act}", get(fleet_set::ask).post(fleet_set::act))
         .route("/ops/audit", get(audit::page))
         .route("/ops/enter", get(enter::ask).post(enter::enter))
         .route("/ops/leave", post(enter::leave))

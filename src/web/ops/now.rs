@@ -16,7 +16,7 @@ use super::glance::Part;
 use super::look::{self, Mark};
 use super::tiles::{self, Tile};
 use crate::store::{Failure, Minute, Oldest, PoolRoom, SlotCell, Starts, Wait, WorkerRow};
-use crate::verdict::Verdict;
+use crate::verdict::{FLEET_STOPPED, Verdict};
 use crate::worker::sampler;
 
 /// How old what is shown may be.
@@ -49,7 +49,8 @@ impl Now {
         let (store, desk) = (&app.store, &app.desk);
         let judge = || async {
             let (_, verdict) = sampler::look(store).await?;
-            let since = store.verdict_since(verdict.code).await?;
+            // A stop of the fleet says itself since when.
+            let since = if verdict.code == FLEET_STOPPED { None } else { store.verdict_since(verdict.code).await? };
             Ok((verdict, since))
         };
         let (verdict, oldest, rooms, cells, waits, starts, failures, workers, minutes) = tokio::join!(
@@ -159,6 +160,7 @@ struct Waiting {
     words: String,
     means: &'static str,
     href: String,
+    pages: Vec<(String, &'static str)>,
     turns: String,
     share: i64,
     oldest: Option<DateTime<Utc>>,
@@ -176,6 +178,7 @@ struct Latency {
 #[template(path = "now_live.html")]
 struct Live {
     level: &'static str,
+    fleet_stopped: bool,
     sentence: String,
     since: Option<DateTime<Utc>>,
     late: Option<String>,
@@ -242,6 +245,7 @@ impl Live {
         let starts = now.starts.value.as_deref().cloned().unwrap_or_default();
         Self {
             level,
+            fleet_stopped: now.verdict.value.as_deref().is_some_and(|(verdict, _)| verdict.code == FLEET_STOPPED),
             sentence,
             since,
             late: now.late(),
@@ -308,6 +312,7 @@ fn waits(rows: Option<&Vec<Wait>>) -> Vec<Waiting> {
             words: look::reason_words(reason).to_owned(),
             means: look::reason_means(reason),
             href: if reason.is_empty() { "/ops/turns?status=pending".to_owned() } else { format!("/ops/turns?reason={reason}") },
+            pages: look::reason_pages(reason, None),
             turns: if wait.turns >= crate::store::COUNTED_MAX {
                 format!("{}+", look::count(crate::store::COUNTED_MAX))
             } else {

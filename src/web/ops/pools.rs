@@ -30,6 +30,7 @@ pub(super) struct Waiting {
     words: String,
     means: &'static str,
     href: String,
+    pages: Vec<(String, &'static str)>,
     turns: String,
     oldest: Option<DateTime<Utc>>,
 }
@@ -42,6 +43,7 @@ impl Waiting {
             words: look::reason_words(reason).to_owned(),
             means: look::reason_means(reason),
             href: format!("/ops/turns?{filter}&pool={}", look::encoded(pool)),
+            pages: look::reason_pages(reason, None),
             turns: at_most(wait.turns),
             oldest: wait.oldest_at,
         }

@@ -2,6 +2,7 @@
 
 use super::look;
 use super::now::Now;
+use super::spend;
 use crate::store::{Minute, PoolRoom};
 
 /// One number with its name.
@@ -40,6 +41,7 @@ pub(super) fn of(now: &Now) -> Vec<Tile> {
         .sum();
     let (tries, failed): (i32, i32) = last.iter().fold((0, 0), |(tries, failed), m| (tries + m.tries, failed + m.tries_failed));
     let hour: f64 = minutes.iter().rev().take(60).map(|minute| minute.cost_usd).sum();
+    let sandboxes = rooms.map_or(0.0, |rooms| spend::sandboxes_an_hour(rooms));
     let running = now.cells.value.iter().flat_map(|cells| cells.iter()).filter(|cell| cell.phase.is_some()).count();
     let per_minute = "per minute, last 5".to_owned();
     vec![
@@ -74,6 +76,11 @@ pub(super) fn of(now: &Now) -> Vec<Tile> {
             note: format!("{failed} of {tries} attempts"),
             class: if failed >= 5 && failed * 5 >= tries { "alarm" } else { "" },
         },
-        Tile { name: "Model cost", value: look::money(hour), note: "last hour".to_owned(), class: "" },
+        Tile {
+            name: "Cost per hour",
+            value: look::money(hour + sandboxes),
+            note: format!("models {}, sandboxes {}", look::money(hour), look::money(sandboxes)),
+            class: "",
+        },
     ]
 }

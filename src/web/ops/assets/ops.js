@@ -91,7 +91,7 @@ const colour = (name) => getComputedStyle(document.documentElement).getPropertyV
 const LINES = {
   running: ["Running", "--c-agent"], ready: ["Could start", "--waiting"], waiting: ["Behind session", "--cancelled"], held: ["Slots held", "--c-finish"],
   enqueued: ["Enqueued", "--cancelled"], started: ["Started", "--c-agent"], completed: ["Completed", "--completed"], failed: ["Failed", "--failed"],
-  wait_p95: ["Wait p95", "--waiting"],
+  wait_p95: ["Wait p95", "--waiting"], sandbox_usd: ["Sandboxes", "--c-warm"], model_usd: ["Models", "--c-agent"],
 };
 
 function columns(table, names) {
@@ -105,19 +105,46 @@ function columns(table, names) {
   return data;
 }
 
+// Lines over minutes.
+function lines(names, axis) {
+  const series = names.map((name, nth) => ({ label: LINES[name][0], stroke: colour(LINES[name][1]), width: 1.75, points: { show: false }, dash: nth === 3 ? [4, 3] : undefined }));
+  return {
+    series: [{ label: "", value: "{HH}:{mm}" }, ...series], axes: [{ ...axis, values: [[60, "{HH}:{mm}", null, null, null, null, null, null, 1]], space: 60 }, { ...axis, size: 44 }],
+    scales: { y: { range: (_, low, high) => [0, Math.max(high * 1.1, 1)] } },
+  };
+}
+
+// Bars over UTC days, one upon the other: each is drawn from the ground, the highest first.
+const dollars = (value) => (value == null ? "–" : "$" + value.toLocaleString("en", { minimumFractionDigits: 2, maximumFractionDigits: value < 1 ? 4 : 2 }));
+function stacked(data) {
+  const sums = data[0].map(() => 0);
+  return [data[0], ...data.slice(1).reverse().map((values) => values.map((value, at) => (sums[at] += value ?? 0))).reverse()];
+}
+function days(names, axis) {
+  const series = names.map((name, nth) => ({
+    label: LINES[name][0], fill: colour(LINES[name][1]), stroke: colour(LINES[name][1]), width: 0, points: { show: false }, paths: uPlot.paths.bars({ size: [0.7, 60] }),
+    value: (chart, value, _, at) => dollars(at == null || value == null ? null : value - (chart.data[nth + 2]?.[at] ?? 0)),
+  }));
+  return {
+    series: [{ label: "", value: "{YYYY}-{MM}-{DD}" }, ...series], tzDate: (at) => uPlot.tzDate(new Date(at * 1e3), "Etc/UTC"),
+    axes: [{ ...axis, values: [[86400, "{MM}-{DD}", null, null, null, null, null, null, 1]], space: 60, incrs: [1, 2, 3, 5, 7, 14, 28].map((n) => n * 86400), grid: { show: false } },
+      { ...axis, size: 56, values: (_, at) => at.map((value) => "$" + value.toLocaleString("en")) }],
+    scales: { x: { range: (_, low, high) => [low - 43200, high + 43200] }, y: { range: (_, low, high) => [0, high > 0 ? high * 1.1 : 1] } },
+  };
+}
+
 function charts() {
   for (const place of all(".chart")) {
     const table = byId(place.dataset.of);
     if (!table) continue;
     const names = place.dataset.series.split(",");
-    const data = columns(table, names);
+    const daily = place.dataset.kind === "days";
+    const data = daily ? stacked(columns(table, names)) : columns(table, names);
     const width = Math.max(place.clientWidth, 200);
     let chart = drawn.get(place);
     if (chart) { chart.setData(data); if (chart.width !== width) chart.setSize({ width, height: 180 }); continue; }
     const axis = { stroke: colour("--dim"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line"), width: 1 }, font: "11px system-ui" };
-    const series = names.map((name, nth) => ({ label: LINES[name][0], stroke: colour(LINES[name][1]), width: 1.75, points: { show: false }, dash: nth === 3 ? [4, 3] : undefined }));
-    chart = new uPlot({ width, height: 180, series: [{ label: "", value: "{HH}:{mm}" }, ...series], axes: [{ ...axis, values: [[60, "{HH}:{mm}", null, null, null, null, null, null, 1]], space: 60 }, { ...axis, size: 44 }],
-      scales: { y: { range: (_, low, high) => [0, Math.max(high * 1.1, 1)] } }, cursor: { points: { size: 6 } }, legend: { live: true } }, data, place);
+    chart = new uPlot({ width, height: 180, ...(daily ? days : lines)(names, axis), cursor: { points: { size: 6 } }, legend: { live: true } }, data, place);
     drawn.set(place, chart);
   }
 }
