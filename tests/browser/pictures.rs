@@ -137,20 +137,23 @@ async fn money(fleet: &Fleet) {
                           ('sandbox', '', 0, 0, 0, 190, 0.009)) k (kind, model, turns, read, wrote, seconds, usd)
                 WHERE $1 = '' ON CONFLICT DO NOTHING";
     fleet.sql(days, "").await;
+    let today = "UPDATE turnmill.spend_state SET day = d.day, usd = d.usd FROM (SELECT day, sum(usd) AS usd FROM turnmill.spend_days GROUP BY day ORDER BY day DESC LIMIT 1) d
+                 WHERE $1 = ''";
+    fleet.sql(today, "").await;
     for (pool, usd) in [("default", 0.17), ("gpu", 1.9), ("trial", 0.17)] {
         fleet.store.set_pool(pool, &PoolChange { sandbox_usd_per_hour: Some(Some(usd)), ..PoolChange::default() }).await.unwrap();
     }
     let settings: [(&str, f64, Option<i32>, Option<f64>); 4] = [
-        ("acme", 2.0, Some(8), Some(40.0)),
-        ("globex", 1.0, Some(4), Some(18.0)),
+        ("acme", 2.0, Some(8), Some(6.0)),
+        ("globex", 1.0, Some(4), Some(2.2)),
         ("initech", 1.0, Some(1), None),
-        ("umbrella", 0.5, None, Some(2.0)),
+        ("umbrella", 0.5, None, Some(0.6)),
     ];
     for (tenant, weight, most, budget) in settings {
         let change = TenantChange { weight: Some(weight), running_max: Some(most), budget_usd_per_day: Some(budget) };
         fleet.store.change_tenant_by(&who("lena", "as agreed with sales"), tenant, change).await.unwrap();
     }
-    fleet.store.change_fleet_by(&who("hanna", "what the board allows"), &FleetChange::Budget(Some(120.0))).await.unwrap();
+    fleet.store.change_fleet_by(&who("hanna", "what the board allows"), &FleetChange::Budget(Some(12.0))).await.unwrap();
     for (nth, tenant) in [(1, "umbrella"), (2, "umbrella"), (3, "umbrella"), (4, "initech"), (5, "initech")] {
         let turn = turnmill::store::Enqueue {
             prompt: "Bring the changelog up to date.".to_owned(),

@@ -131,6 +131,7 @@ fn rest(turns: u32, days: u32) -> String {
                 LATERAL (SELECT 1 + {turns} / {days} / CASE WHEN t = 0 THEN 2 ELSE 600 END AS n) c,
                 (VALUES ('model', 'claude-sonnet-4-5', 1, 0, 0.0381), ('model', 'claude-haiku-4-5', 0, 0, 0.004), ('sandbox', '', 0, 87, 0.0041)) k (kind, model, share, seconds, usd)
          ON CONFLICT DO NOTHING;
+         UPDATE turnmill.spend_state SET day = d.day, usd = d.usd FROM (SELECT day, sum(usd) AS usd FROM turnmill.spend_days GROUP BY day ORDER BY day DESC LIMIT 1) d;
          INSERT INTO turnmill.failures (phase, code, first_at, last_at, tries, turns, last_turn_id, last_message)
            VALUES ('agent', 'api_error', clock_timestamp() - make_interval(days => {days}), clock_timestamp() - interval '1 hour', {turns} / 50, {turns} / 50, 'turn_seed_00000007', 'the model did not answer'),
                   ('agent', 'rare_error', clock_timestamp() - make_interval(days => {days}), clock_timestamp() - interval '1 hour', {turns} / 5000, {turns} / 5000, 'turn_seed_00000007', 'the model did not answer')

@@ -98,7 +98,7 @@ pub async fn ask(
 
 fn budget(fleet: &FleetMoney, limit: Option<f64>, ask: Ask) -> Ask {
     let nothing = limit == fleet.budget_usd_per_day;
-    let spent = look::money(fleet.today_usd);
+    let spent = look::dollars(fleet.today_usd);
     let was_spent = Budget { spent: fleet.today_usd, limit: fleet.budget_usd_per_day }.is_spent();
     let means = match (Budget { spent: fleet.today_usd, limit }.is_spent(), was_spent) {
         (true, _) if limit == Some(0.0) => "No turn starts any more, until it is more. What runs goes on.".to_owned(),

@@ -205,7 +205,12 @@ pub fn maybe_money(dollars: impl As<Option<f64>>) -> String {
     dollars.get().map_or("–".to_owned(), money)
 }
 
-/// Dollars as a number, for what is drawn: cents, and more places below one.
+/// Dollars and cents; what is less than one has more places.
+pub fn dollars(dollars: impl As<f64>) -> String {
+    format!("${}", grouped(&cents(dollars)))
+}
+
+/// The same as a number, for what is drawn.
 pub fn cents(dollars: impl As<f64>) -> String {
     let dollars = dollars.get();
     if dollars == 0.0 || dollars.abs() >= 0.01 { format!("{dollars:.2}") } else { format!("{dollars:.4}") }
@@ -315,11 +320,16 @@ mod tests {
     fn amounts_are_grouped() {
         assert_eq!((count(1_234_567_i64), count(999_i64), count(-1000_i64)), ("1,234,567".into(), "999".into(), "-1,000".into()));
         assert_eq!((money(1234.5), money(0.0123), money(0.0)), ("$1,234.50".into(), "$0.0123".into(), "$0.00".into()));
+        assert_eq!((dollars(1234.5), dollars(0.6041), dollars(0.0012)), ("$1,234.50".into(), "$0.60".into(), "$0.0012".into()));
     }
 
     #[test]
     fn what_is_copied_is_one_literal_whatever_is_in_it() {
         assert_eq!(sql("it's; DROP"), "'it''s; DROP'");
+        assert_eq!(
+            (shell("a-b.c"), shell("a b"), shell("$(x)"), shell("")),
+            ("a-b.c".into(), "'a b'".into(), "'$(x)'".into(), "''".into())
+        );
         assert_eq!(encoded("a/b ?ü"), "a%2Fb%20%3F%C3%BC");
         assert_eq!(short_id("turn_0199aabb-ccdd-7eef-8001-223344556677"), "turn_…556677");
         assert_eq!(short_id("chat_7"), "chat_7");

@@ -32,8 +32,8 @@ impl Budget {
     /// The amounts.
     pub fn words(&self) -> String {
         match self.limit {
-            Some(limit) => format!("{} of {}", look::money(self.spent), look::money(limit)),
-            None => look::money(self.spent),
+            Some(limit) => format!("{} of {}", look::dollars(self.spent), look::dollars(limit)),
+            None => look::dollars(self.spent),
         }
     }
 
@@ -81,7 +81,7 @@ pub fn given(usd: Option<f64>) -> String {
 
 /// Dollars as a sentence has them.
 pub fn said(usd: Option<f64>) -> String {
-    usd.map_or("no limit".to_owned(), look::money)
+    usd.map_or("no limit".to_owned(), look::dollars)
 }
 
 /// Reads a day's budget from a field; nothing in it: no limit.

@@ -119,7 +119,7 @@ impl Days {
 
     /// All of them together.
     pub(super) fn total(&self) -> String {
-        self.days.as_ref().map_or("–".to_owned(), |days| look::money(total(days)))
+        self.days.as_ref().map_or("–".to_owned(), |days| look::dollars(total(days)))
     }
 
     /// How many these are.
@@ -239,7 +239,7 @@ pub(super) fn sandboxes_an_hour(rooms: &[PoolRoom]) -> f64 {
 
 fn tiles(days: Option<&Vec<SpendDay>>, rooms: Option<&Vec<PoolRoom>>) -> Vec<Tile> {
     let today = days.and_then(|days| days.last());
-    let amount = |usd: Option<f64>| usd.map_or("–".to_owned(), look::money);
+    let amount = |usd: Option<f64>| usd.map_or("–".to_owned(), look::dollars);
     let tile = |name, value, note: &str| Tile { name, value, note: note.to_owned(), class: "" };
     let before = days.and_then(|days| days.split_last()).map(|(_, before)| before);
     #[expect(clippy::cast_precision_loss, reason = "a month")]

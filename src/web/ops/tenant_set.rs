@@ -115,7 +115,7 @@ fn limit_means(card: &TenantCard, most: Option<i32>) -> String {
 
 fn budget_means(card: &TenantCard, limit: Option<f64>) -> String {
     let change = format!("Budget of a UTC day: {} → {}.", money::said(card.budget_usd_per_day), money::said(limit));
-    let spent = look::money(card.today_usd);
+    let spent = look::dollars(card.today_usd);
     match (Budget { spent: card.today_usd, limit }.is_spent(), card.is_over_budget()) {
         (true, _) if limit == Some(0.0) => format!("{change} None of its turns starts any more, until it has one. What runs goes on."),
         (true, _) => format!("{change} {spent} are spent today: none of its turns starts before midnight UTC. What runs goes on."),

@@ -78,8 +78,8 @@ pub(super) fn of(now: &Now) -> Vec<Tile> {
         },
         Tile {
             name: "Cost per hour",
-            value: look::money(hour + sandboxes),
-            note: format!("models {}, sandboxes {}", look::money(hour), look::money(sandboxes)),
+            value: look::dollars(hour + sandboxes),
+            note: format!("models {}, sandboxes {}", look::dollars(hour), look::dollars(sandboxes)),
             class: "",
         },
     ]

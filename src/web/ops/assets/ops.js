@@ -126,7 +126,7 @@ function days(names, axis) {
     value: (chart, value, _, at) => dollars(at == null || value == null ? null : value - (chart.data[nth + 2]?.[at] ?? 0)),
   }));
   return {
-    series: [{ label: "", value: "{YYYY}-{MM}-{DD}" }, ...series], tzDate: (at) => uPlot.tzDate(new Date(at * 1e3), "Etc/UTC"),
+    series: [{ label: "Day", value: "{YYYY}-{MM}-{DD}" }, ...series], tzDate: (at) => uPlot.tzDate(new Date(at * 1e3), "Etc/UTC"),
     axes: [{ ...axis, values: [[86400, "{MM}-{DD}", null, null, null, null, null, null, 1]], space: 60, incrs: [1, 2, 3, 5, 7, 14, 28].map((n) => n * 86400), grid: { show: false } },
       { ...axis, size: 56, values: (_, at) => at.map((value) => "$" + value.toLocaleString("en")) }],
     scales: { x: { range: (_, low, high) => [low - 43200, high + 43200] }, y: { range: (_, low, high) => [0, high > 0 ? high * 1.1 : 1] } },
