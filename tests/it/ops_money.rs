@@ -61,7 +61,8 @@ async fn a_tenant_s_row_says_what_holds_it_since_when_and_what_it_has_spent(pool
     let viewer = Visitor::with(&site, &["ops:read"]).await;
     let page = viewer.page("/ops/tenants").await;
     let acme = row(&page, "acme");
-    for says in ["✕</span>budget spent", "budget spent</a> 1", "<time ", "$1.25 of $1.00", "125 % spent", "meter class=\"share over\""] {
+    for says in ["✕</span>budget spent", "budget spent</a> 1", "<time ", "$1.25 of $1.00", "125 % spent", "meter class=\"share at-over\""]
+    {
         assert!(acme.contains(says), "{says}: {acme}");
     }
     let globex = row(&page, "globex");

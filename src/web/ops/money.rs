@@ -52,8 +52,8 @@ impl Budget {
     /// Of the bar's style.
     pub fn class(&self) -> &'static str {
         match (self.is_spent(), self.is_near()) {
-            (true, _) => "over",
-            (_, true) => "near",
+            (true, _) => "at-over",
+            (_, true) => "at-near",
             _ => "",
         }
     }
@@ -109,12 +109,13 @@ mod tests {
             (budget.words(), format!("{} {}", mark.icon, mark.word), budget.class())
         };
         assert_eq!(shown(1.0, Some(4.0)), ("$1.00 of $4.00".to_owned(), "✓ 25 % spent".to_owned(), ""));
-        assert_eq!(shown(3.2, Some(4.0)), ("$3.20 of $4.00".to_owned(), "▲ 80 % spent".to_owned(), "near"));
-        assert_eq!(shown(3.9999, Some(4.0)), ("$4.00 of $4.00".to_owned(), "▲ 99 % spent".to_owned(), "near"), "not before it is");
-        assert_eq!(shown(6.0, Some(4.0)), ("$6.00 of $4.00".to_owned(), "✕ 150 % spent".to_owned(), "over"));
-        assert_eq!(shown(0.0, Some(0.0)), ("$0.00 of $0.00".to_owned(), "✕ may spend nothing".to_owned(), "over"));
+        assert_eq!(shown(3.2, Some(4.0)), ("$3.20 of $4.00".to_owned(), "▲ 80 % spent".to_owned(), "at-near"));
+        assert_eq!(shown(3.9999, Some(4.0)), ("$4.00 of $4.00".to_owned(), "▲ 99 % spent".to_owned(), "at-near"), "not before it is");
+        assert_eq!(shown(6.0, Some(4.0)), ("$6.00 of $4.00".to_owned(), "✕ 150 % spent".to_owned(), "at-over"));
+        assert_eq!(shown(0.0, Some(0.0)), ("$0.00 of $0.00".to_owned(), "✕ may spend nothing".to_owned(), "at-over"));
         assert_eq!(shown(2.0, None), ("$2.00".to_owned(), "∞ no budget".to_owned(), ""));
-        assert_eq!(Budget { spent: 6.0, limit: Some(4.0) }.full(), Budget { spent: 6.0, limit: Some(4.0) }.whole());
+        let over = Budget { spent: 6.0, limit: Some(4.0) };
+        assert!((over.whole() - over.full()).abs() < 1e-9, "a bar has an end");
     }
 
     #[test]

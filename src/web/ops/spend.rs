@@ -103,7 +103,7 @@ fn total(days: &[SpendDay]) -> f64 {
 #[template(path = "spend_days.html")]
 pub(super) struct Days {
     late: Option<String>,
-    days: Option<Arc<Vec<SpendDay>>>,
+    shown: Option<Arc<Vec<SpendDay>>>,
     /// Where they are asked anew.
     pub(super) again: String,
 }
@@ -114,21 +114,21 @@ impl Days {
         let days = days_of(app, filter).await;
         let (count, tenant, pool) = (filter.days.to_string(), filter.tenant.as_deref(), filter.pool.as_deref());
         let query = lists::query_of(&[("days", &count), ("tenant", tenant.unwrap_or_default()), ("pool", pool.unwrap_or_default())]);
-        Self { late: late(&days), days: days.value, again: format!("/ops/spend/days?{query}") }
+        Self { late: late(&days), shown: days.value, again: format!("/ops/spend/days?{query}") }
     }
 
     /// All of them together.
     pub(super) fn total(&self) -> String {
-        self.days.as_ref().map_or("–".to_owned(), |days| look::dollars(total(days)))
+        self.shown.as_ref().map_or("–".to_owned(), |days| look::dollars(total(days)))
     }
 
     /// How many these are.
     pub(super) fn count(&self) -> usize {
-        self.days.as_ref().map_or(0, |days| days.len())
+        self.shown.as_ref().map_or(0, |days| days.len())
     }
 
     fn unpriced(&self) -> i64 {
-        self.days.iter().flat_map(|days| days.iter()).map(|day| day.unpriced).sum()
+        self.shown.iter().flat_map(|days| days.iter()).map(|day| day.unpriced).sum()
     }
 
     fn seconds(day: &SpendDay) -> i64 {
@@ -195,7 +195,7 @@ impl Sums {
     async fn of(app: &App, wanted: &Wanted) -> Result<Self, Fault> {
         let (by, filter) = (wanted.by()?, wanted.filter()?);
         let (sums, days) = tokio::join!(sums_of(app, by, &filter), days_of(app, &filter));
-        let most = sums.value.iter().flat_map(|all| all.first()).map(|sum| sum.usd).fold(0.0, f64::max);
+        let most = sums.value.iter().filter_map(|all| all.first()).map(|sum| sum.usd).fold(0.0, f64::max);
         let rest = if wanted.days.is_empty() { String::new() } else { format!("&days={}", filter.days) };
         let rows = sums.value.as_deref().map(|sums| {
             let mut rows: Vec<SumRow> = sums.iter().map(|sum| SumRow::of(by, sum, most, &rest)).collect();
@@ -317,7 +317,8 @@ impl SpendPage {
 /// The page.
 pub async fn page(viewer: Viewer, State(app): State<App>, Query(wanted): Query<Wanted>) -> Result<Response, Fault> {
     let filter = wanted.filter()?;
-    let (live, days, sums) = tokio::join!(Live::of(&app, viewer.may_act), Days::of(&app, &filter), Sums::of(&app, &wanted));
+    let (live, days, sums) =
+        tokio::join!(Box::pin(Live::of(&app, viewer.may_act)), Days::of(&app, &filter), Box::pin(Sums::of(&app, &wanted)));
     let rooms = app.desk.part("rooms", FRESH, || app.store.rooms()).await;
     let pools = rooms.value.iter().flat_map(|rooms| rooms.iter()).map(|room| room.pool.clone()).collect();
     let frame = Frame::of(&viewer, "/ops/spend", "Spend");
@@ -326,7 +327,7 @@ pub async fn page(viewer: Viewer, State(app): State<App>, Query(wanted): Query<W
 
 /// What of it refreshes itself with every tick.
 pub async fn live(viewer: Viewer, State(app): State<App>) -> Result<Response, Fault> {
-    Ok(part_of(&Live::of(&app, viewer.may_act).await))
+    Ok(part_of(&Box::pin(Live::of(&app, viewer.may_act)).await))
 }
 
 /// The days alone.
@@ -336,5 +337,5 @@ pub async fn days(_: Viewer, State(app): State<App>, Query(wanted): Query<Wanted
 
 /// The sums alone.
 pub async fn sums(_: Viewer, State(app): State<App>, Query(wanted): Query<Wanted>) -> Result<Response, Fault> {
-    Ok(part_of(&Sums::of(&app, &wanted).await?))
+    Ok(part_of(&Box::pin(Sums::of(&app, &wanted)).await?))
 }

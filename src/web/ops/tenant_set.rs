@@ -102,7 +102,7 @@ fn consequences(card: &TenantCard, change: TenantChange) -> Vec<String> {
 }
 
 fn limit_means(card: &TenantCard, most: Option<i32>) -> String {
-    let words = |most: Option<i32>| most.map_or("no limit".to_owned(), |most| look::count(most));
+    let words = |most: Option<i32>| most.map_or("no limit".to_owned(), look::count);
     let change = format!("Most running turns: {} → {}.", words(card.running_max), words(most));
     match most {
         Some(most) if card.running >= i64::from(most) => {

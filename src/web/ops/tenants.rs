@@ -203,8 +203,8 @@ async fn find(app: &App, wanted: &Wanted, after: &str) -> sqlx::Result<Found> {
 #[template(path = "tenants_list.html")]
 struct List {
     late: Option<String>,
-    known: bool,
-    rows: Vec<Row>,
+    /// `None`: the database has not said.
+    rows: Option<Vec<Row>>,
     query: String,
     next: String,
     gave_up: bool,
@@ -231,8 +231,7 @@ impl List {
         let shown = found.value.as_deref();
         Ok(Self {
             late: late(&found),
-            known: shown.is_some(),
-            rows: shown.map(|found| found.cards.iter().map(|card| Row::of(card.clone(), &found.waits)).collect()).unwrap_or_default(),
+            rows: shown.map(|found| found.cards.iter().map(|card| Row::of(card.clone(), &found.waits)).collect()),
             next: shown.and_then(|found| found.next.as_deref()).map(|id| cursor(&[LIST, id])).unwrap_or_default(),
             gave_up: shown.is_some_and(|found| found.gave_up),
             first_page: after.is_empty(),
