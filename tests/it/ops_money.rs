@@ -325,6 +325,7 @@ async fn spend_is_what_usage_says_by_day_tenant_pool_and_model_and_no_more_than_
     assert!(!page.contains("data-ask"), "who may only look has no button");
     let all = viewer.page("/ops/spend?by=pool&days=90&tenant=small-07").await;
     assert!(all.contains("$1.78 in the last 90 days") && all.matches("<tr id=\"sum-").count() == 1, "{all}");
+    assert!(viewer.page("/ops/spend?pool=other&days=7").await.contains("$7.20 in the last 7 days"));
     assert!(viewer.page("/ops/spend?tenant=nobody").await.contains("Nothing was spent then."));
     for wrong in ["days=31", "by=turn", "tenant=%00"] {
         assert_eq!(viewer.get(&format!("/ops/spend?{wrong}")).await.status(), 400, "{wrong}");
