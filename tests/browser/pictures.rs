@@ -57,13 +57,13 @@ async fn scene(fleet: &Fleet, e2b: &LocalE2b) -> (Vec<RunningWorker>, String, St
     fleet.store.set_pool("gpu", &PoolChange { cap: Some(4), ..PoolChange::default() }).await.unwrap();
     fleet.store.set_pool("trial", &PoolChange { cap: Some(2), ..PoolChange::default() }).await.unwrap();
     let paused = PoolChange { release: Some((0, 604_800)), ..kept.clone() };
-    let mut workers = Vec::new();
-    for turns in [4_u32, 8, 6] {
+    let start = async |turns: u32| {
         let mut config = config(&e2b.url);
         config.worker.turns_max = turns.try_into().unwrap();
         config.worker.reconcile = Duration::from_secs(1);
-        workers.push(RunningWorker::with(fleet, config).await);
-    }
+        RunningWorker::with(fleet, config).await
+    };
+    let mut workers = vec![start(4).await];
     for nth in (0..TASKS.len()).rev() {
         // The first of these are paused after their turn.
         fleet.store.set_pool("default", if nth > 5 { &paused } else { &kept }).await.unwrap();
@@ -74,6 +74,10 @@ async fn scene(fleet: &Fleet, e2b: &LocalE2b) -> (Vec<RunningWorker>, String, St
     let busy =
         json!({ "delay_ms": 400, "steps": steps.into_iter().chain([json!({ "sleep_ms": 600_000 })]).collect::<Vec<_>>() }).to_string();
     for nth in 0..5 {
+        // The first worker has two of them, to be taken over.
+        if nth == 2 {
+            workers.extend([start(8).await, start(6).await]);
+        }
         let running = say(fleet, nth, &busy).await;
         fleet.has_blocks(&running, 1).await;
     }
