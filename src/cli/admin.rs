@@ -13,8 +13,11 @@ use crate::store::PoolChange;
 
 /// Brings the schema up to date.
 pub async fn migrate(config: &Config) -> anyhow::Result<ExitCode> {
-    store(config).await?.migrate().await?;
+    let roles = store(config).await?.migrate().await?;
     anstream::println!("The schema is up to date.");
+    if !roles {
+        anstream::println!("Its roles are not there, so only its owner has rights on it; for others make them: turnmill roles create");
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -7,6 +7,9 @@ use super::paint;
 /// What a database says that has no schema of ours, or an old one: no such schema, table, column, function.
 const NOT_OURS: [&str; 4] = ["3F000", "42P01", "42703", "42883"];
 
+/// What it says to a login without the right.
+const NO_RIGHT: &str = "42501";
+
 /// Prints an error with its causes, and what Postgres adds as a hint.
 pub fn complain(error: &anyhow::Error) {
     anstream::eprintln!("{}error:{} {}", paint::BAD, paint::OFF, text(error));
@@ -49,6 +52,12 @@ pub fn text(error: &anyhow::Error) -> String {
 fn refused(error: &dyn sqlx::error::DatabaseError) -> String {
     if error.code().is_some_and(|code| NOT_OURS.contains(&code.as_ref())) {
         return format!("the database's schema is not there, or older than this binary ({})\n  run: turnmill migrate", error.message());
+    }
+    if error.code().as_deref() == Some(NO_RIGHT) {
+        return format!(
+            "this login of the database has no right to that ({})\n  who has which: turnmill roles, as the schema's owner",
+            error.message()
+        );
     }
     let hint = error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>().and_then(|error| error.hint());
     format!("{}{}", error.message(), hint.map(|hint| format!("\n  {hint}")).unwrap_or_default())

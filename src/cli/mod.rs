@@ -17,6 +17,7 @@ mod local;
 mod logs;
 mod note;
 mod paint;
+mod roles;
 mod signals;
 mod smoke;
 mod tokens;
@@ -108,6 +109,8 @@ pub enum Command {
     Local(local::Local),
     /// Bring the database's schema up to date
     Migrate,
+    /// Make the database's roles, and bind logins to tenants
+    Roles(roles::Roles),
     /// Show and change pools: caps, templates, agents
     Pool(admin::Pools),
     /// Show and change tenants: weights, limits of running turns, budgets
@@ -167,6 +170,7 @@ impl Cli {
             Command::Webhook(webhooks) => webhooks.run(&config).await,
             Command::Local(local) => local.run().await,
             Command::Migrate => admin::migrate(&config).await,
+            Command::Roles(roles) => roles.run(&config).await,
             Command::Pool(pools) => pools.run(&config).await,
             Command::Tenant(tenants) => tenants.run(&config).await,
             Command::Fleet(fleet) => fleet.run(&config).await,

@@ -103,7 +103,8 @@ impl Store {
         let rows = sqlx::query_as!(
             HeldSlot,
             r#"WITH held AS MATERIALIZED (
-                 SELECT s.*, j.phase, j.worker_id, j.epoch AS job_epoch, coalesce(s.sandbox_at, s.asked_at) AS since,
+                 SELECT s.id, s.pool, s.state, s.turn_id, s.session_id, s.sandbox_id, s.holds, s.due_at, s.retire,
+                   j.phase, j.worker_id, j.epoch AS job_epoch, coalesce(s.sandbox_at, s.asked_at) AS since,
                    (s.state IN ('creating', 'busy') AND j.turn_id IS NULL) AS leaked,
                    (s.state IN ('pausing', 'releasing') AND s.due_at < clock_timestamp() - interval '2 minutes') AS overdue
                  FROM turnmill.slots s
@@ -142,7 +143,7 @@ impl Store {
         let rows = sqlx::query_as!(
             ParkedSandbox,
             r#"SELECT p.sandbox_id, p.pool, p.session_id, p.holds, p.parked_at, p.due_at, p.doomed, k.requested_at AS "kill_at?"
-               FROM (SELECT * FROM turnmill.parked WHERE due_at >= coalesce($1::timestamptz, '-infinity') ORDER BY due_at LIMIT $6) p
+               FROM (SELECT sandbox_id, pool, session_id, holds, parked_at, due_at, doomed FROM turnmill.parked WHERE due_at >= coalesce($1::timestamptz, '-infinity') ORDER BY due_at LIMIT $6) p
                LEFT JOIN turnmill.sandbox_kills k ON k.sandbox_id = p.sandbox_id
                WHERE ($1::timestamptz IS NULL OR (p.due_at, p.sandbox_id) > ($1, $2)) AND ($3::text IS NULL OR p.pool = $3)
                  AND ($4::text IS NULL OR position($4 IN p.sandbox_id) > 0 OR position($4 IN p.session_id) > 0 OR position($4 IN p.holds) > 0)

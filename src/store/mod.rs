@@ -34,6 +34,7 @@
 //! | `files` | what turns change, and what comes with messages |
 //! | `usage`, `spend` | what was spent, summed; what operators do about it |
 //! | `tenants`, `tenant_cards` | weights, limits, budgets; tenants as operators look for them |
+//! | `roles` | who may do what in the database (`everyone.sql`, `rights.sql`) |
 //! | `sealed` | what is sealed under which master key, and sealing it anew |
 //! | `listen` | wake-ups |
 //! | `refused` | what the public functions refuse, and why |
@@ -67,6 +68,7 @@ mod pools;
 mod previews;
 mod reconcile;
 mod refused;
+mod roles;
 mod sealed;
 mod sessions;
 mod settle;
@@ -118,6 +120,7 @@ pub use pools::{Hold, Pool, PoolAnswer, PoolChange};
 pub use previews::{PreviewPiece, PreviewRow, PreviewWrite};
 pub use reconcile::Correction;
 pub use refused::{Refused, Wrong, refused};
+pub use roles::{BoundLogin, ROLES, RoleRow};
 pub use sealed::{Resealed, SealedCount, SealedKind, SealedRow};
 pub use sessions::{NewSession, SessionFilter, SessionRow};
 pub use settle::{Kept, Retry, Settle};
@@ -224,9 +227,11 @@ impl Store {
         self.direct.as_ref().context("this does not work through PgBouncer; set database.direct_url to Postgres' own URL")
     }
 
-    /// Brings the schema up to date. Safe to run from many processes at once.
-    pub async fn migrate(&self) -> anyhow::Result<()> {
-        MIGRATOR.run(self.direct()?).await.context("migrating the turnmill schema")
+    /// Brings the schema up to date, and everybody's rights on it; whether the roles are there that have some. Safe to run from
+    /// many processes at once.
+    pub async fn migrate(&self) -> anyhow::Result<bool> {
+        MIGRATOR.run(self.direct()?).await.context("migrating the turnmill schema")?;
+        self.give_rights().await
     }
 
     /// Fails unless the database has exactly the migrations that this binary knows.

@@ -33,13 +33,13 @@ impl Store {
         Ok(found.map(|r| OwnKey { tenant_id: r.tenant_id, user_id: r.user_id, sealed: Sealed { key_id: Some(r.key_id), data: r.data } }))
     }
 
-    /// Stores a sealed key in the place of the one before.
+    /// Stores a sealed key in the place of the one before. Reads none, not even by `excluded`: web servers may not.
     pub async fn set_own_key(&self, key: &OwnKey) -> sqlx::Result<OwnKeyInfo> {
         sqlx::query_as!(
             OwnKeyInfo,
             "INSERT INTO turnmill.user_keys (tenant_id, user_id, data, key_id) VALUES ($1, $2, $3, $4)
              ON CONFLICT (tenant_id, user_id) DO UPDATE
-             SET data = excluded.data, key_id = excluded.key_id, set_at = clock_timestamp()
+             SET data = $3, key_id = $4, set_at = clock_timestamp()
              RETURNING tenant_id, user_id, key_id, set_at",
             key.tenant_id,
             key.user_id,

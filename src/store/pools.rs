@@ -271,7 +271,7 @@ async fn change_by(tx: &mut Tx, actor: &Actor, name: &str, verb: &str, from: &[&
     if !from.contains(&state.as_str()) {
         return Ok(PoolAnswer::Refused(state));
     }
-    apply(tx, name, change).await?;
+    apply_settings(tx, name, change).await?;
     let after = settings(tx, name).await?.map(|(_, after)| after).unwrap_or_default();
     let changed: Map<String, Value> = after
         .into_iter()
@@ -282,34 +282,53 @@ async fn change_by(tx: &mut Tx, actor: &Actor, name: &str, verb: &str, from: &[&
     Ok(PoolAnswer::Changed)
 }
 
-/// Its slots follow the cap by a trigger.
-async fn apply(tx: &mut Tx, name: &str, change: &PoolChange) -> sqlx::Result<()> {
+/// Those of [`settings`]: a web server may change no other column. Its slots follow the cap by a trigger.
+async fn apply_settings(tx: &mut Tx, name: &str, change: &PoolChange) -> sqlx::Result<()> {
     sqlx::query!(
         "UPDATE turnmill.pools SET
-           cap = coalesce($2, cap), template = coalesce($3, template), agent = coalesce($4, agent),
-           agent_env = coalesce($5, agent_env), turn_timeout_s = coalesce($6, turn_timeout_s),
-           state_at = CASE WHEN $7 <> state THEN clock_timestamp() ELSE state_at END,
-           state_reason = CASE WHEN $7 IS NULL OR $7 = state THEN state_reason ELSE $25 END,
-           state = coalesce($7, state),
-           prepare = CASE WHEN $8 THEN $9 ELSE prepare END,
-           watch = CASE WHEN $10 THEN $11 ELSE watch END,
-           finish = CASE WHEN $12 THEN $13 ELSE finish END,
-           api_version = coalesce($14, api_version),
-           idle_timeout_s = coalesce($15, idle_timeout_s),
-           create_rate = CASE WHEN $16 THEN $17 ELSE create_rate END,
-           create_burst = coalesce($18, create_burst),
-           workdir = CASE WHEN $19::text IS NULL THEN workdir ELSE nullif($19, '') END,
-           warm_s = coalesce($20, warm_s), paused_s = coalesce($21, paused_s),
-           sandbox_max_s = coalesce($22, sandbox_max_s),
-           context_versions = coalesce($23, context_versions), context_days = coalesce($24, context_days)
+           cap = coalesce($2, cap),
+           state_at = CASE WHEN $3 <> state THEN clock_timestamp() ELSE state_at END,
+           state_reason = CASE WHEN $3 IS NULL OR $3 = state THEN state_reason ELSE $4 END,
+           state = coalesce($3, state),
+           create_rate = CASE WHEN $5 THEN $6 ELSE create_rate END,
+           create_burst = coalesce($7, create_burst),
+           warm_s = coalesce($8, warm_s), paused_s = coalesce($9, paused_s)
          WHERE name = $1",
         name,
         change.cap,
+        change.state,
+        change.state_reason,
+        change.create_rate.is_some(),
+        change.create_rate.flatten(),
+        change.create_burst,
+        change.release.map(|(warm, _)| warm),
+        change.release.map(|(_, paused)| paused),
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+async fn apply(tx: &mut Tx, name: &str, change: &PoolChange) -> sqlx::Result<()> {
+    apply_settings(tx, name, change).await?;
+    sqlx::query!(
+        "UPDATE turnmill.pools SET
+           template = coalesce($2, template), agent = coalesce($3, agent),
+           agent_env = coalesce($4, agent_env), turn_timeout_s = coalesce($5, turn_timeout_s),
+           prepare = CASE WHEN $6 THEN $7 ELSE prepare END,
+           watch = CASE WHEN $8 THEN $9 ELSE watch END,
+           finish = CASE WHEN $10 THEN $11 ELSE finish END,
+           api_version = coalesce($12, api_version),
+           idle_timeout_s = coalesce($13, idle_timeout_s),
+           workdir = CASE WHEN $14::text IS NULL THEN workdir ELSE nullif($14, '') END,
+           sandbox_max_s = coalesce($15, sandbox_max_s),
+           context_versions = coalesce($16, context_versions), context_days = coalesce($17, context_days)
+         WHERE name = $1",
+        name,
         change.template,
         change.agent.as_deref(),
         change.agent_env,
         change.turn_timeout_s,
-        change.state,
         change.prepare.is_some(),
         change.prepare.clone().flatten(),
         change.watch.is_some(),
@@ -318,16 +337,10 @@ async fn apply(tx: &mut Tx, name: &str, change: &PoolChange) -> sqlx::Result<()>
         change.finish.clone().flatten(),
         change.api_version,
         change.idle_timeout_s,
-        change.create_rate.is_some(),
-        change.create_rate.flatten(),
-        change.create_burst,
         change.workdir,
-        change.release.map(|(warm, _)| warm),
-        change.release.map(|(_, paused)| paused),
         change.sandbox_max_s,
         change.context_versions,
         change.context_days,
-        change.state_reason,
     )
     .execute(&mut *tx)
     .await?;

@@ -172,16 +172,13 @@ impl Store {
     /// Another secret signs from now on; the one before does as well, for as long as `keep`. `None`: it is not there.
     pub async fn rotate_secret(&self, id: &str, secret: &Sealed, keep: Duration) -> sqlx::Result<Option<DateTime<Utc>>> {
         sqlx::query_scalar!(
-            r#"UPDATE turnmill.webhook_endpoints
-               SET old_secret = secret, old_secret_key_id = secret_key_id, secret = $2, secret_key_id = $3,
-                   old_secret_until = clock_timestamp() + make_interval(secs => $4)
-               WHERE id = $1 RETURNING old_secret_until AS "until!""#,
+            r#"SELECT turnmill.rotate_webhook_secret($1, $2, $3, make_interval(secs => $4)) AS until"#,
             id,
             secret.data,
             secret.key_id,
             keep.as_secs_f64(),
         )
-        .fetch_optional(&self.pool)
+        .fetch_one(&self.pool)
         .await
     }
 

@@ -72,6 +72,17 @@ impl Fleet {
         Self { pool: store.pool().clone(), store, bouncer: None }
     }
 
+    /// The database as a login with one of Turnmill's roles has it, and no other rights: over connections of its own.
+    /// Through PgBouncer, where a connection is nobody's own, it is the database's owner.
+    pub async fn with_role(&self, role: &str) -> Store {
+        if self.bouncer.is_some() {
+            return self.store.clone();
+        }
+        self.store.create_roles().await.unwrap();
+        let to = self.pool.connect_options().as_ref().clone().options([("role", role)]);
+        Store::new(sqlx::postgres::PgPoolOptions::new().max_connections(8).connect_lazy_with(to))
+    }
+
     /// What a worker that is a process of its own needs to reach the database.
     pub fn environment(&self) -> Vec<(&'static str, String)> {
         let direct = self.pool.connect_options().to_url_lossy();
@@ -429,7 +440,8 @@ impl RunningWorker {
     }
 
     async fn with_keyring(fleet: &Fleet, config: Config, keyring: Keyring) -> Self {
-        let worker = Worker::register(fleet.store.clone(), Arc::new(config), keyring, &TaskTracker::new()).await.unwrap();
+        let store = fleet.with_role("turnmill_worker").await;
+        let worker = Worker::register(store, Arc::new(config), keyring, &TaskTracker::new()).await.unwrap();
         let stop = CancellationToken::new();
         let running = tokio::spawn(worker.run(stop.clone()));
         Self { stop, running }

@@ -47,6 +47,7 @@ mod races;
 mod reconcile;
 mod reference;
 mod retries;
+mod roles;
 mod runtime;
 mod sandboxes;
 mod sessions;

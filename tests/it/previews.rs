@@ -119,7 +119,7 @@ async fn while_nobody_watches_nothing_is_written(pool: PgPool) {
     // Any row that is ever written stays here.
     sqlx::raw_sql(
         "CREATE TABLE written (text text);
-         CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO written VALUES (new.turn_id); RETURN new; END $$;
+         CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN INSERT INTO written VALUES (new.turn_id); RETURN new; END $$;
          CREATE TRIGGER note AFTER INSERT ON turnmill.previews FOR EACH ROW EXECUTE FUNCTION note();
          CREATE TRIGGER note AFTER INSERT ON turnmill.preview_watches FOR EACH ROW EXECUTE FUNCTION note();",
     )

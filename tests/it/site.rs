@@ -114,7 +114,8 @@ impl Site {
         config.keys.master = self.master.clone().into();
         (self.change)(&mut config.web);
         // A LISTEN keeps a connection for good: one of its own, as the server's process has it.
-        let url = self.fleet.pool.connect_options().to_url_lossy().to_string();
+        self.fleet.store.create_roles().await.unwrap();
+        let url = format!("{}&options[role]=turnmill_web", self.fleet.pool.connect_options().to_url_lossy());
         let mut options = store::Options::new(&url, 8);
         options.limits.pgbouncer = !self.hears;
         let store = Store::lazy(&options).unwrap();
