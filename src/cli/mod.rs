@@ -10,6 +10,7 @@ mod complain;
 mod demo;
 mod dev;
 mod doctor;
+mod erase;
 mod fleet;
 mod journal;
 mod keys;
@@ -119,6 +120,8 @@ pub enum Command {
     Usage(usage::Usage),
     /// Show this database's fleet, stop and resume it, set its budget, or give a copied database an identity of its own
     Fleet(fleet::FleetArgs),
+    /// Erase a user or a session from every table
+    Erase(erase::Erase),
     /// Make and exchange master keys; store the keys that users and tenants bring
     Keys(keys::Keys),
     /// Check what a worker needs, and say what to do about what is missing
@@ -175,6 +178,7 @@ impl Cli {
             Command::Tenant(tenants) => tenants.run(&config).await,
             Command::Fleet(fleet) => fleet.run(&config).await,
             Command::Keys(keys) => keys.run(&config).await,
+            Command::Erase(erase) => erase.run(&config).await,
             Command::Smoke(smoke) => smoke.run(config).await,
             Command::Usage(usage) => usage.run(&config).await,
             Command::Doctor => doctor::run(&config).await,

@@ -35,6 +35,7 @@
 //! | `usage`, `spend` | what was spent, summed; what operators do about it |
 //! | `tenants`, `tenant_cards` | weights, limits, budgets; tenants as operators look for them |
 //! | `roles` | who may do what in the database (`everyone.sql`, `rights.sql`) |
+//! | `erase` | forgetting a user or a session |
 //! | `sealed` | what is sealed under which master key, and sealing it anew |
 //! | `listen` | wake-ups |
 //! | `refused` | what the public functions refuse, and why |
@@ -47,6 +48,7 @@ mod charges;
 mod db;
 mod deliveries;
 mod details;
+mod erase;
 mod files;
 mod fleet;
 mod found;
@@ -100,6 +102,7 @@ pub use board::{CELLS_MAX, Oldest, PoolRoom, SlotCell, Starts, Wait};
 pub use db::Limits;
 pub use deliveries::{Delivery, REPLAYED_MAX, Replay, Since};
 pub use details::TurnDetail;
+pub use erase::{Traces, Whose};
 pub use files::{Artifact, ArtifactRow, Artifacts, Before, TurnFiles, Workspace};
 pub use fleet::{Fleet, FleetChange, FleetMoney};
 pub use found::{Below, FoundPage, FoundTurn, LOOKED_AT_MAX, TurnFilter};

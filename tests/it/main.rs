@@ -18,6 +18,7 @@ mod egress;
 mod end_to_end;
 mod enqueue;
 mod environments;
+mod erase;
 mod fairness;
 mod faults;
 mod fence;

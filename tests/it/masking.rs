@@ -79,7 +79,7 @@ fn worker(url: &str, e2b: &str, master: &str, key: &str, log: &Path) -> Child {
 }
 
 /// All that the database has, a text a table; archives also unpacked.
-async fn tables(pool: &PgPool) -> BTreeMap<String, String> {
+pub async fn tables(pool: &PgPool) -> BTreeMap<String, String> {
     let names: Vec<String> = sqlx::query_scalar(
         "SELECT table_name::text FROM information_schema.tables WHERE table_schema = 'turnmill' AND table_type = 'BASE TABLE'",
     )

@@ -88,7 +88,11 @@ async fn a_deed_needs_the_scope_a_reason_and_a_form_of_this_very_server_and_is_i
     assert_eq!(site.fleet.turn(&made).await.status, "pending");
     let refused = operator.act(&format!("/ops/turns/{turn}/retry"), &[("reason", "x")]).await;
     assert_eq!(refused.status(), 303, "an ended turn may be run again as often as one likes");
-    for statement in ["UPDATE turnmill.audit SET reason = 'x'", "DELETE FROM turnmill.audit"] {
+    for statement in [
+        "UPDATE turnmill.audit SET reason = 'x'",
+        "UPDATE turnmill.audit SET subject = 'erased', reason = 'erased', detail = '{}', actor = 'x'",
+        "DELETE FROM turnmill.audit",
+    ] {
         assert!(site.fleet.refused(statement).await.starts_with("TM409 the audit is only ever added to"));
     }
 }
