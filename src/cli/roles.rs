@@ -62,7 +62,7 @@ async fn list(store: &Store) -> anyhow::Result<()> {
         let who = match (role.exists, role.logins.is_empty()) {
             (false, _) => "not there; make it: turnmill roles create".to_owned(),
             (true, true) => format!("nobody's; GRANT {} TO …", role.name),
-            (true, false) => role.logins.iter().map(|login| paint::line(login).to_string()).collect::<Vec<_>>().join(", "),
+            (true, false) => role.logins.iter().map(|login| paint::line(login)).collect::<Vec<_>>().join(", "),
         };
         anstream::println!("{}{}{}  {purpose}\n  {who}", paint::BOLD, role.name, paint::OFF);
     }

@@ -88,6 +88,7 @@ mod visits;
 mod webhooks;
 mod workers;
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -194,8 +195,9 @@ impl Store {
         let to = store.pool.pool().connect_options();
         let place = format!("{}:{}/{}", to.get_host(), to.get_port(), to.get_database().unwrap_or("postgres"));
         // Apart from the pool, which would try for longer and then forget why in vain.
-        Box::pin(db::reachable(&to, patience)).await.with_context(|| {
-            format!("can't reach Postgres at {place}; check DATABASE_URL, and that the server runs and lets this host in")
+        Box::pin(db::reachable(&to, patience)).await.map_err(|error| {
+            let text = format!("can't reach Postgres at {place}; {}", advice(&error));
+            anyhow::Error::from(error).context(text)
         })?;
         Ok(store)
     }
@@ -260,6 +262,29 @@ impl Store {
             return Ok(None);
         }
         sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success").fetch_one(&self.pool).await
+    }
+}
+
+/// What to do about a connection that was not made.
+fn advice(error: &sqlx::Error) -> &'static str {
+    let of_tls = match error {
+        sqlx::Error::Tls(_) => true,
+        sqlx::Error::Io(error) => matches!(error.get_ref(), Some(cause) if cause.is::<rustls::Error>()),
+        _ => false,
+    };
+    match error {
+        _ if of_tls => {
+            "check what DATABASE_URL says of TLS: sslrootcert=FILE names the authority of the server's certificate, and \
+             sslmode=verify-full wants the host's name in it"
+        }
+        sqlx::Error::Io(error) if [ErrorKind::NotFound, ErrorKind::PermissionDenied].contains(&error.kind()) => {
+            "DATABASE_URL names a file that can't be read: sslrootcert, sslcert, sslkey, or the socket"
+        }
+        // No entry of pg_hba.conf lets it in, or not so.
+        sqlx::Error::Database(refused) if refused.code().as_deref() == Some("28000") => {
+            "check the user of DATABASE_URL, and whether the server asks for TLS (sslmode=verify-full)"
+        }
+        _ => "check DATABASE_URL, and that the server runs and lets this host in",
     }
 }
 

@@ -254,7 +254,7 @@ async fn a_turn_that_comes_meanwhile_is_not_erased_with_the_others(pool: PgPool)
     let late = fleet.enqueue_in("wait for me", Some("s1")).await.turn_id;
     assert!(!fleet.store.erase_session("s1").await.unwrap());
     let left: Vec<String> = sqlx::query_scalar("SELECT id FROM turnmill.turns").fetch_all(&fleet.pool).await.unwrap();
-    assert_eq!(left, [late.clone()]);
+    assert_eq!(left, [late.as_str()]);
     fleet.store.cancel(&late, None).await.unwrap();
     assert!(fleet.store.erase_session("s1").await.unwrap());
     assert!(fleet.store.session("s1", &Bounds::default()).await.unwrap().is_none());

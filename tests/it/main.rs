@@ -55,6 +55,7 @@ mod sessions;
 mod signals;
 mod simulated;
 mod supervisor;
+mod tls;
 mod web_access;
 mod web_limits;
 mod web_streams;
