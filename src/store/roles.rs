@@ -48,8 +48,10 @@ impl Store {
         let mut connection = self.direct()?.acquire().await?;
         for (name, _) in ROLES {
             // Another database's command may be making it this moment.
-            let make =
-                format!("DO $$ BEGIN CREATE ROLE {name} NOLOGIN; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$");
+            let make = format!(
+                "DO $$ BEGIN IF to_regrole('{name}') IS NULL THEN CREATE ROLE {name} NOLOGIN; END IF;
+                 EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$"
+            );
             let made = sqlx::raw_sql(AssertSqlSafe(make)).execute(&mut *connection).await;
             made.with_context(|| format!("can't make the role {name}; somebody who may make roles can: {}", creation()))?;
         }

@@ -9,9 +9,11 @@ use std::time::Duration;
 use serde_json::json;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, Connection as _, PgPool};
+use turnmill::local::postgres::{self, Postgres, passable_tempdir};
 use turnmill::store::{Enqueue, ROLES, Settle};
 use turnmill::turn::Ending;
 
+use crate::commands::{fails, said, turnmill};
 use crate::harness::{Fleet, Holding as _, append, ending};
 
 /// What can be granted, on what; a letter each, as in the snapshot.
@@ -454,4 +456,40 @@ async fn row_security_changes_no_plan_of_a_worker(pool: PgPool) {
         assert_eq!(its, owner_s);
     }
     worker.gone().await;
+}
+
+/// Who owns the schema need not be allowed to make roles, which are all databases'.
+#[tokio::test]
+async fn an_owner_who_may_make_no_roles_migrates_and_is_told_who_must_make_them() {
+    let home = passable_tempdir("turnmill-test-").unwrap();
+    let postgres = Postgres::start(&home.path().join("postgres"), postgres::Options::default()).await.unwrap();
+    let admin = PgPool::connect(&postgres.url()).await.unwrap();
+    for statement in ["CREATE ROLE mill LOGIN PASSWORD 'x'", "CREATE DATABASE mill OWNER mill"] {
+        sqlx::raw_sql(statement).execute(&admin).await.unwrap();
+    }
+    let place = postgres.url().rsplit('@').next().unwrap().replace("/postgres", "/mill");
+    let url = format!("postgres://mill:x@{place}");
+    let command = |args: &[&str]| {
+        let mut command = turnmill(args);
+        command.env("DATABASE_URL", &url);
+        command
+    };
+    let migrated = said(&command(&["migrate"]).output().await.unwrap());
+    assert!(migrated.contains("up to date") && migrated.contains("make them: turnmill roles create"), "{migrated}");
+    fails(&mut command(&["roles", "create"]), &["somebody who may make roles can: CREATE ROLE turnmill_enqueuer NOLOGIN; CREATE"]).await;
+    for (role, _) in ROLES {
+        sqlx::raw_sql(AssertSqlSafe(format!("CREATE ROLE {role} NOLOGIN"))).execute(&admin).await.unwrap();
+    }
+    let migrated = said(&command(&["migrate"]).output().await.unwrap());
+    assert_eq!(migrated.trim(), "The schema is up to date.");
+    sqlx::raw_sql("CREATE ROLE app LOGIN PASSWORD 'x' IN ROLE turnmill_enqueuer").execute(&admin).await.unwrap();
+    let bound = said(&command(&["roles", "bind", "app", "--tenant", "acme"]).output().await.unwrap());
+    assert!(bound.contains("app is bound to tenant acme") && bound.contains("nobody's; GRANT turnmill_viewer TO …"), "{bound}");
+    let app = PgPool::connect(&url.replace("mill:x", "app:x")).await.unwrap();
+    sqlx::query("SELECT turnmill.enqueue_turn('hi', 'shop')").execute(&app).await.unwrap();
+    assert_eq!(sqlx::query_scalar::<_, String>("SELECT tenant_id FROM turnmill.sessions").fetch_one(&app).await.unwrap(), "acme");
+    let denied = said(&turnmill(&["pool"]).env("DATABASE_URL", url.replace("mill:x", "app:x")).output().await.unwrap());
+    assert!(denied.contains("this login of the database has no right to that") && denied.contains("turnmill roles"), "{denied}");
+    app.close().await;
+    postgres.stop().await.unwrap();
 }
