@@ -163,6 +163,7 @@ async fn a_user_is_erased_from_every_table_and_nobody_else_is(pool: PgPool) {
     store.add_token(&token).await.unwrap();
     let actor = |reason: &str| Actor { name: "ann".to_owned(), token_id: None, reason: reason.to_owned() };
     store.cancel_by(&actor(&format!("{WORD} asked for it")), &first).await.unwrap();
+    store.cancel_by(&actor("it took too long"), &second).await.unwrap();
     store.cancel_by(&actor("the wombat asked for it"), &other).await.unwrap();
     let fork = store.fork(&session, None, Some(&first)).await.unwrap();
     sqlx::query("UPDATE turnmill.sessions SET user_id = 'wombat' WHERE id = $1").bind(&fork).execute(&fleet.pool).await.unwrap();
