@@ -90,7 +90,8 @@ GRANT EXECUTE ON FUNCTION
   turnmill.enqueue_turn, turnmill.cancel_turn, turnmill.retry_turn, turnmill.edit_turn, turnmill.withdraw_turn,
   turnmill.create_session, turnmill.set_session, turnmill.fork_session, turnmill.read_turn, turnmill.wait_reason, turnmill.artifact,
   turnmill.new_id, turnmill.ancestors, turnmill.waits_until, turnmill.spent_today, turnmill.fleet_spent_today, turnmill.over_budget,
-  turnmill.kill_sandbox, turnmill.drain_worker, turnmill.rotate_webhook_secret
+  turnmill.kill_sandbox, turnmill.drain_worker, turnmill.rotate_webhook_secret, turnmill.set_tenant, turnmill.set_tenant_budget,
+  turnmill.set_fleet_budget, turnmill.stop_fleet, turnmill.resume_fleet
   TO turnmill_web;
 GRANT SELECT ON
   turnmill.sessions, turnmill.turns, turnmill.blocks, turnmill.answers, turnmill.artifacts, turnmill.attachments, turnmill.jobs,
@@ -113,6 +114,8 @@ GRANT INSERT ON
   turnmill.api_tokens, turnmill.audit, turnmill.ops_visits, turnmill.outbox, turnmill.preview_watches, turnmill.user_keys,
   turnmill.webhook_endpoints
   TO turnmill_web;
+GRANT UPDATE (weight, running_max, budget_usd_per_day) ON turnmill.tenants TO turnmill_web;
+GRANT UPDATE (budget_usd_per_day, stopped_at, stopped_reason) ON turnmill.fleet TO turnmill_web;
 GRANT UPDATE ON turnmill.outbox, turnmill.preview_watches TO turnmill_web;
 GRANT UPDATE (last_used_at) ON turnmill.api_tokens TO turnmill_web;
 GRANT UPDATE (expires_at) ON turnmill.ops_visits TO turnmill_web;
