@@ -1,6 +1,7 @@
 //! What is sealed under the workers' master keys, and sealing it anew under another.
 
 use super::Store;
+use super::db::Tx;
 use crate::keys::Sealed;
 
 /// Kinds of what is kept sealed.
@@ -154,36 +155,7 @@ impl Store {
                 resealed.closed += 1;
                 continue;
             };
-            let (data, key) = (&sealed.data, sealed.key_id.as_deref());
-            let write = match kind {
-                SealedKind::Conversation => {
-                    sqlx::query!("UPDATE turnmill.transcripts SET data = $2, key_id = $3 WHERE turn_id = $1", id, data, key)
-                }
-                SealedKind::Workspace => {
-                    sqlx::query!("UPDATE turnmill.workspaces SET data = $2, key_id = $3 WHERE turn_id = $1", id, data, key)
-                }
-                SealedKind::WebhookSecret => {
-                    sqlx::query!("UPDATE turnmill.webhook_endpoints SET secret = $2, secret_key_id = $3 WHERE id = $1", id, data, key)
-                }
-                SealedKind::OldWebhookSecret => {
-                    sqlx::query!(
-                        "UPDATE turnmill.webhook_endpoints SET old_secret = $2, old_secret_key_id = $3 WHERE id = $1",
-                        id,
-                        data,
-                        key
-                    )
-                }
-                SealedKind::OwnKey => sqlx::query!("UPDATE turnmill.user_keys SET data = $2, key_id = $3 WHERE id = $1", id, data, key),
-                SealedKind::TurnSecrets => {
-                    sqlx::query!(
-                        "UPDATE turnmill.turn_secrets SET data = $2, key_id = $3 WHERE turn_id || ' ' || attempt = $1",
-                        id,
-                        data,
-                        key
-                    )
-                }
-            };
-            resealed.done += write.execute(&mut tx).await?.rows_affected();
+            resealed.done += write(kind, &mut tx, &id, &sealed).await?;
         }
         tx.commit().await?;
         Ok(resealed)
@@ -206,6 +178,30 @@ impl Store {
         let kind = |nth: i32| SealedKind::ALL[usize::try_from(nth).unwrap_or(0)].plural().to_owned();
         Ok(rows.into_iter().map(|row| SealedCount { kind: kind(row.nth), key_id: row.key_id, count: row.count }).collect())
     }
+}
+
+/// Puts a row as it is sealed now in the place of what it was; how many there were.
+async fn write(kind: SealedKind, tx: &mut Tx, id: &str, sealed: &Sealed) -> sqlx::Result<u64> {
+    let (data, key) = (&sealed.data, sealed.key_id.as_deref());
+    let write = match kind {
+        SealedKind::Conversation => {
+            sqlx::query!("UPDATE turnmill.transcripts SET data = $2, key_id = $3 WHERE turn_id = $1", id, data, key)
+        }
+        SealedKind::Workspace => {
+            sqlx::query!("UPDATE turnmill.workspaces SET data = $2, key_id = $3 WHERE turn_id = $1", id, data, key)
+        }
+        SealedKind::WebhookSecret => {
+            sqlx::query!("UPDATE turnmill.webhook_endpoints SET secret = $2, secret_key_id = $3 WHERE id = $1", id, data, key)
+        }
+        SealedKind::OldWebhookSecret => {
+            sqlx::query!("UPDATE turnmill.webhook_endpoints SET old_secret = $2, old_secret_key_id = $3 WHERE id = $1", id, data, key)
+        }
+        SealedKind::OwnKey => sqlx::query!("UPDATE turnmill.user_keys SET data = $2, key_id = $3 WHERE id = $1", id, data, key),
+        SealedKind::TurnSecrets => {
+            sqlx::query!("UPDATE turnmill.turn_secrets SET data = $2, key_id = $3 WHERE turn_id || ' ' || attempt = $1", id, data, key)
+        }
+    };
+    Ok(write.execute(tx).await?.rows_affected())
 }
 
 struct Found {

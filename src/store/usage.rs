@@ -95,6 +95,12 @@ pub struct Usage {
 }
 
 impl Store {
+    /// The UTC day that charges of this moment are booked on.
+    pub async fn today(&self) -> sqlx::Result<NaiveDate> {
+        let row = sqlx::query_scalar!(r#"SELECT (statement_timestamp() AT TIME ZONE 'UTC')::date AS "today!""#);
+        row.fetch_one(&self.pool).await
+    }
+
     /// Sums of charges; days in their order, all else by what it cost, dearest first. The first `limit`.
     pub async fn usage(&self, by: By, filter: &UsageFilter) -> sqlx::Result<Vec<Usage>> {
         match by {

@@ -2,7 +2,7 @@
 
 use axum::Json as Answer;
 use axum::extract::State;
-use chrono::{Days, NaiveDate, Utc};
+use chrono::{Days, NaiveDate};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -153,7 +153,7 @@ pub async fn sums(
     Query(query): Query<UsageQuery>,
 ) -> Result<Answer<UsageSums>, Problem> {
     let limit = within("limit", query.limit.unwrap_or(1000), 1, SUMS_MAX)?;
-    let (since, until) = days(&query)?;
+    let (since, until) = days(&query, app.store.today().await?)?;
     let bounds = caller.bounds;
     let mut reached = true;
     let mut only = |name: &str, bound: Option<String>, said: Option<String>| {
@@ -179,8 +179,8 @@ pub async fn sums(
 }
 
 /// The first and the last day that are asked for.
-fn days(query: &UsageQuery) -> Result<(NaiveDate, NaiveDate), Problem> {
-    let until = query.until.unwrap_or_else(|| Utc::now().date_naive());
+fn days(query: &UsageQuery, today: NaiveDate) -> Result<(NaiveDate, NaiveDate), Problem> {
+    let until = query.until.unwrap_or(today);
     let month = until.checked_sub_days(Days::new(29)).unwrap_or(until);
     let since = query.since.unwrap_or(month);
     if since > until {
