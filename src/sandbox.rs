@@ -213,6 +213,9 @@ impl Sandbox {
         if let Some(text) = &launch.instructions {
             self.upload("instructions", Bytes::from(text.clone())).await?;
         }
+        if let Some(text) = &launch.servers {
+            self.upload("servers.json", Bytes::from(text.clone())).await?;
+        }
         let max = launch.journal_max_bytes.to_string();
         let input = format!("{STATE}/in/{}/input.jsonl", self.epoch);
         let mut args = vec!["--input", &input, "--journal-max", &max];

@@ -106,6 +106,13 @@ struct PoolSet {
     /// Whether readers may watch blocks grow, word by word: adds --include-partial-messages to the agent's command line
     #[arg(long, value_parser = ["on", "off"])]
     previews: Option<String>,
+    /// MCP servers of its own: a file like .mcp.json, in which ${NAME} is a variable of the agent's environment; "none"
+    #[arg(long, value_name = "FILE", value_parser = servers)]
+    mcp_servers: Option<Servers>,
+    /// Whether settings, hooks, commands and MCP servers of the project's repository are used. They run programs in the
+    /// sandbox without the agent's say
+    #[arg(long, value_parser = ["on", "off"])]
+    trust_project: Option<String>,
     /// Days for which what agents print is kept word for word (turnmill journal); 0: not at all
     #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(i32).range(0..=3650))]
     journal_days: Option<i32>,
@@ -204,6 +211,25 @@ fn hook(value: &str) -> Result<Hook, String> {
     }))
 }
 
+/// MCP servers by name; `None`: none.
+#[derive(Debug, Clone)]
+struct Servers(Option<serde_json::Value>);
+
+fn servers(value: &str) -> Result<Servers, String> {
+    if value == "none" {
+        return Ok(Servers(None));
+    }
+    let text = std::fs::read_to_string(value).map_err(|error| format!("{error}: give a file, or \"none\""))?;
+    let mut file: serde_json::Value = serde_json::from_str(&text).map_err(|error| format!("it is no JSON: {error}"))?;
+    let found = file["mcpServers"].take();
+    let of = |server: &serde_json::Value| server["command"].is_string() || server["url"].is_string();
+    match found.as_object() {
+        Some(all) if all.values().all(of) => Ok(Servers(Some(found))),
+        Some(_) => Err("each server has a \"command\" or a \"url\"".to_owned()),
+        None => Err(r#"write {"mcpServers": {"NAME": {"command": …} or {"type": "http", "url": …}}}"#.to_owned()),
+    }
+}
+
 /// What may be reached; `None`: everything.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct EgressAllow(Option<Vec<String>>);
@@ -251,6 +277,8 @@ impl Pools {
                 artifact_max_bytes: set.artifact_max,
                 files_exclude: set.files_exclude,
                 previews: set.previews.map(|word| word == "on"),
+                mcp_servers: set.mcp_servers.map(|servers| servers.0),
+                trust_project: set.trust_project.map(|word| word == "on"),
                 journal_days: set.journal_days,
                 sandbox_usd_per_hour: set.sandbox_usd_per_hour.map(|usd| usd.0),
                 turn_budget_usd: set.turn_budget_usd.map(|usd| usd.0),

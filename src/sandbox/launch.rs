@@ -28,6 +28,10 @@ pub struct Launch {
     /// What the turn adds to the system prompt, for the file that `{instructions}` in `command` stands for; the project's
     /// CLAUDE.md is added there.
     pub instructions: Option<String>,
+    /// For the file that `{servers}` in `command` stands for.
+    pub servers: Option<String>,
+    /// Whether the agent reads the project's settings itself, and so its CLAUDE.md.
+    pub trusts_project: bool,
     /// Where it starts; `None` = its home.
     pub workdir: Option<String>,
     /// Most bytes of its journal.
@@ -76,6 +80,7 @@ impl Launch {
             ("FILES_MAX", self.files.archive_max_bytes.to_string()),
             ("FILES_EACH", self.files.each_max_bytes.to_string()),
         ];
-        agents.chain(theirs).chain(ours.map(|(name, value)| (format!("TURNMILL_{name}"), value))).collect()
+        let trust = self.trusts_project.then(|| ("TURNMILL_TRUST_PROJECT".to_owned(), "1".to_owned()));
+        agents.chain(theirs).chain(trust).chain(ours.map(|(name, value)| (format!("TURNMILL_{name}"), value))).collect()
     }
 }

@@ -75,6 +75,10 @@ pub struct Claimed {
     pub egress: Egress,
     /// Readers may watch its blocks grow.
     pub previews: bool,
+    /// MCP servers of the pool, an object by name.
+    pub mcp_servers: Option<serde_json::Value>,
+    /// Whether settings, hooks and MCP servers of the project's repository are used.
+    pub trust_project: bool,
     /// What its agent prints is kept word for word.
     pub keeps_journal: bool,
     /// The pool's hooks.
@@ -187,6 +191,8 @@ impl Store {
                 workdir: r.workdir,
                 egress: Egress { inject_key: r.inject_key, allow: r.egress_allow },
                 previews: r.previews,
+                mcp_servers: r.mcp_servers,
+                trust_project: r.trust_project,
                 keeps_journal: r.keeps_journal,
                 api_version: r.api_version,
                 hooks: PoolHooks {

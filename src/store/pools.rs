@@ -111,6 +111,10 @@ pub struct PoolChange {
     pub files_exclude: Option<Vec<String>>,
     /// Whether readers may watch blocks grow.
     pub previews: Option<bool>,
+    /// MCP servers of its own, an object by name; `Some(None)` = none.
+    pub mcp_servers: Option<Option<serde_json::Value>>,
+    /// Whether settings, hooks and MCP servers of the project's repository are used.
+    pub trust_project: Option<bool>,
     /// Days for which raw journals are kept; 0 = not at all.
     pub journal_days: Option<i32>,
     /// Dollars that a sandbox costs an hour; `Some(None)` = not said.
@@ -351,7 +355,8 @@ async fn apply(tx: &mut Tx, name: &str, change: &PoolChange) -> sqlx::Result<()>
            previews = coalesce($6, previews), journal_days = coalesce($7, journal_days),
            inject_key = coalesce($8, inject_key), egress_allow = CASE WHEN $9 THEN $10 ELSE egress_allow END,
            sandbox_usd_per_hour = CASE WHEN $11 THEN $12::float8::numeric(12, 6) ELSE sandbox_usd_per_hour END,
-           turn_budget_usd = CASE WHEN $13 THEN $14::float8::numeric(12, 6) ELSE turn_budget_usd END
+           turn_budget_usd = CASE WHEN $13 THEN $14::float8::numeric(12, 6) ELSE turn_budget_usd END,
+           mcp_servers = CASE WHEN $15 THEN $16 ELSE mcp_servers END, trust_project = coalesce($17, trust_project)
          WHERE name = $1",
         name,
         change.workspace,
@@ -367,6 +372,9 @@ async fn apply(tx: &mut Tx, name: &str, change: &PoolChange) -> sqlx::Result<()>
         change.sandbox_usd_per_hour.flatten(),
         change.turn_budget_usd.is_some(),
         change.turn_budget_usd.flatten(),
+        change.mcp_servers.is_some(),
+        change.mcp_servers.clone().flatten(),
+        change.trust_project,
     )
     .execute(tx)
     .await?;

@@ -73,7 +73,8 @@ GRANT SELECT (sandbox_id, pool, session_id, holds, parked_at, due_at, doomed) ON
 GRANT SELECT (name, template, cap, agent, workdir, options_allowed, turn_timeout_s, sandbox_timeout_s, state, state_reason, state_at,
   created_at, prepare, watch, finish, prepare_timeout_s, finish_timeout_s, api_version, create_rate, create_burst, idle_timeout_s,
   transcript, transcript_max_bytes, workspace, workspace_max_bytes, artifact_max_bytes, files_exclude, warm_s, paused_s, sandbox_max_s,
-  context_versions, context_days, previews, journal_days, inject_key, egress_allow, sandbox_usd_per_hour, turn_budget_usd)
+  context_versions, context_days, previews, journal_days, inject_key, egress_allow, sandbox_usd_per_hour, turn_budget_usd,
+  trust_project)
   ON turnmill.pools TO turnmill_viewer;
 GRANT SELECT (id, url, description, project_id, tenant_id, events, secret_key_id, old_secret_until, state, disabled_reason, disabled_at,
   failures, failing_since, not_before, last_success_at, last_failure_at, last_error, created_at)

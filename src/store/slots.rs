@@ -67,6 +67,16 @@ impl Store {
         Ok(fenced(done))
     }
 
+    /// Its sandbox, which was created without such limits, is about to be told what it may reach: whoever has it next must know.
+    pub async fn note_network(&self, job: &Claimed) -> sqlx::Result<Result<(), Fenced>> {
+        let noted = sqlx::query!(
+            r#"UPDATE turnmill.slots s SET create_request = s.create_request || '{"network": {}}' WHERE s.id = $1 AND s.epoch = $2"#,
+            job.slot_id,
+            job.epoch
+        );
+        Ok(fenced(noted.execute(&self.pool).await?.rows_affected()))
+    }
+
     /// Takes over pauses and releases that are due, for `hold`: their worker may have died before it came to them.
     pub async fn due_releases(&self, limit: i64, hold: Duration) -> sqlx::Result<Vec<Releasing>> {
         let rows = sqlx::query!(

@@ -32,6 +32,7 @@ pub(super) fn launch(worker: &Worker, job: &Claimed, credentials: &Credentials, 
     if let Some(left) = job.budget_left_usd() {
         command.push(format!("--max-budget-usd={left}"));
     }
+    add_servers(job, &mut command);
     if job.previews {
         command.push("--include-partial-messages".to_owned());
     }
@@ -65,6 +66,8 @@ pub(super) fn launch(worker: &Worker, job: &Claimed, credentials: &Credentials, 
         hook_environment,
         input: input.to_string(),
         instructions,
+        servers: job.mcp_servers.as_ref().map(|servers| json!({ "mcpServers": servers }).to_string()),
+        trusts_project: job.trust_project,
         workdir: job.workdir.clone(),
         journal_max_bytes: worker.config.worker.journal_max_bytes,
         transcript: transcript_of(&job.agent_session_id),
@@ -77,6 +80,20 @@ pub(super) fn launch(worker: &Worker, job: &Claimed, credentials: &Credentials, 
             Memory::Saved(saved) => transcript_of(&saved.of).map(|file| Restore { conversation: saved.conversation.clone(), file }),
             _ => None,
         },
+    }
+}
+
+/// The pool's MCP servers, and what the project brings where the pool trusts it. Added here, not in the pools' default command line:
+/// workers of before know nothing of it.
+fn add_servers(job: &Claimed, command: &mut Vec<String>) {
+    if job.mcp_servers.is_some() {
+        command.push("--mcp-config={servers}".to_owned());
+    }
+    if job.trust_project {
+        for word in command.iter_mut().filter(|word| *word == "--setting-sources=") {
+            word.push_str("project");
+        }
+        command.push("--mcp-config={project-servers}".to_owned());
     }
 }
 

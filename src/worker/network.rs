@@ -3,7 +3,7 @@
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 
-use super::attempt::LetGo;
+use super::attempt::{LetGo, persist};
 use super::credentials::no_key;
 use super::{Worker, startup};
 use crate::e2b::ApiError;
@@ -25,11 +25,14 @@ pub(super) async fn limit(
         Ok(network) => network,
         Err(trouble) => return Ok(Some(no_key(trouble))),
     };
-    // A sandbox from before has what was told it then, though its pool says nothing about it any more.
-    let network = network.or_else(|| job.holds.is_some().then(|| json!({})));
-    let Some(network) = network else { return Ok(None) };
+    let told = job.create_request.get("network").is_some();
+    // What a sandbox from before was told it has still, though its pool says nothing about it any more.
+    let Some(network) = network.or_else(|| (told && job.holds.is_some()).then(|| json!({}))) else { return Ok(None) };
     if !job.unseen && !startup::never_started(worker, sandbox).await? {
         return Ok(None);
+    }
+    if !told {
+        persist(|| worker.store.note_network(job)).await?;
     }
     let act = async || tell(worker, sandbox, &network).await;
     let error = match startup::insist(sandbox, worker.config.worker.ready_deadline, act).await? {

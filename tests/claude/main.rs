@@ -34,6 +34,8 @@ struct Claude {
     fleet: Fleet,
     e2b: LocalE2b,
     api: Api,
+    /// The pool's `agent_env`.
+    environment: Value,
 }
 
 impl Claude {
@@ -45,9 +47,9 @@ impl Claude {
             "ANTHROPIC_BASE_URL": api.serve().await, "ANTHROPIC_API_KEY": "sk-none", "CLAUDE_CODE_MAX_RETRIES": "0",
             "CLAUDE_CODE_DISABLE_BACKGROUND_TASKS": "1", "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1", "DISABLE_AUTOUPDATER": "1",
         });
-        let change = PoolChange { cap: Some(4), agent_env: Some(environment), ..PoolChange::default() };
+        let change = PoolChange { cap: Some(4), agent_env: Some(environment.clone()), ..PoolChange::default() };
         fleet.store.set_pool("default", &change).await.unwrap();
-        Self { fleet, e2b: LocalE2b::start().await, api }
+        Self { fleet, e2b: LocalE2b::start().await, api, environment }
     }
 
     async fn worker(&self) -> RunningWorker {

@@ -50,7 +50,7 @@ async fn nothing_that_somebody_else_named_steers_the_terminal(pool: PgPool) {
 async fn a_bad_argument_is_refused_with_what_would_be_a_good_one(pool: PgPool) {
     let url = pool.connect_options().to_url_lossy().to_string();
     // What everybody's SQL refuses, and what the command line itself does.
-    let refused: [(&[&str], i32, &str); 12] = [
+    let refused: [(&[&str], i32, &str); 15] = [
         (&["enqueue", "hi", "--id", ""], 1, "turn_id is empty\n  Give a text of 1 to 255 characters."),
         (&["enqueue", "hi", "--session", ""], 1, "session_id is empty"),
         (&["enqueue", "hi", "--key", ""], 1, "idempotency_key is empty"),
@@ -60,6 +60,9 @@ async fn a_bad_argument_is_refused_with_what_would_be_a_good_one(pool: PgPool) {
         (&["pool", "set", "Big Pool"], 2, "give up to 63 of a-z"),
         (&["pool", "set", "big", "--agent", " "], 2, "give a program and its arguments"),
         (&["pool", "set", "big", "--workdir", "src"], 2, "give a path from the root"),
+        (&["pool", "set", "big", "--mcp-servers", "no-such-file"], 2, "give a file, or \"none\""),
+        (&["pool", "set", "big", "--mcp-servers", "Cargo.toml"], 2, "it is no JSON"),
+        (&["pool", "set", "big", "--mcp-servers", "examples/nextjs/package.json"], 2, "{\"mcpServers\": {\"NAME\""),
         (&["pool", "set", "big", "--template", ""], 2, "a value is required"),
         (&["fleet", "fork", "-x"], 2, "unexpected argument"),
         (&["fleet", "fork", "Prod"], 2, "give up to 63 of a-z"),

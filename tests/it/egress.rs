@@ -104,6 +104,19 @@ async fn a_kept_sandbox_gets_the_key_of_its_next_turn_and_loses_it_when_the_pool
     assert_eq!(all.fleet.ended(&third).await.error_message, None);
     assert_eq!(all.fleet.blocks(&third).await[0][1]["text"], "sk-ant-the-next-one", "in the sandbox again");
     assert_eq!(network(&all.e2b, &kept).await, json!({}));
+    // The same where the sandbox was made before the pool said anything.
+    for inject_key in [true, false] {
+        let change = PoolChange { inject_key: Some(inject_key), ..PoolChange::default() };
+        all.fleet.store.set_pool("default", &change).await.unwrap();
+        sqlx::query("UPDATE turnmill.slots SET create_request = create_request - 'network' WHERE $1")
+            .bind(inject_key)
+            .execute(&all.fleet.pool)
+            .await
+            .unwrap();
+        let turn = all.fleet.enqueue_in("x", Some("s1")).await.turn_id;
+        assert_eq!(all.fleet.ended(&turn).await.error_message, None);
+        assert_eq!(network(&all.e2b, &kept).await == json!({}), !inject_key);
+    }
     all.fleet.store.set_pool("default", &PoolChange { release: Some((0, 0)), ..PoolChange::default() }).await.unwrap();
     let last = all.fleet.enqueue_in("x", Some("s1")).await.turn_id;
     assert_eq!(all.fleet.ended(&last).await.error_message, None);
