@@ -77,6 +77,6 @@ async fn whenever_a_block_comes_the_question_that_waits_for_it_is_answered_at_on
         store.wake_readers(&[turn]).await.unwrap();
     };
     let both = async { tokio::join!(operator.page(&path), ends) };
-    let (end, ()) = timeout(Duration::from_secs(15), both).await.expect("the end is news");
+    let (end, ()) = timeout(Duration::from_secs(15), Box::pin(both)).await.expect("the end is news");
     assert!(end.contains("data-closed=\"true\""), "{end}");
 }
