@@ -1,18 +1,22 @@
 -- SQL logins that see and write one tenant's sessions only. Who they are is told by session_user, which nobody can set.
 CREATE TABLE turnmill.tenant_logins (
   login     regrole PRIMARY KEY,
+  name      name NOT NULL,
   tenant_id text NOT NULL CHECK (tenant_id <> '' AND length(tenant_id) <= 255),
   bound_at  timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 COMMENT ON TABLE turnmill.tenant_logins IS 'Logins that are bound to a tenant; all others are to none. turnmill roles bind makes one.';
 COMMENT ON COLUMN turnmill.tenant_logins.login IS 'The role that logs in. A renamed one stays bound.';
+COMMENT ON COLUMN turnmill.tenant_logins.name IS 'Its name when it was bound: one that is dropped and made again is bound as well.';
 COMMENT ON COLUMN turnmill.tenant_logins.tenant_id IS 'It sees and writes what is this tenant''s; all else looks as if it were not there.';
 COMMENT ON COLUMN turnmill.tenant_logins.bound_at IS 'Since when.';
 
 CREATE FUNCTION turnmill.bound_tenant() RETURNS text
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-  RETURN (SELECT l.tenant_id FROM turnmill.tenant_logins l WHERE l.login = quote_ident(session_user)::regrole);
+  RETURN (SELECT l.tenant_id FROM turnmill.tenant_logins l
+          WHERE l.login = quote_ident(session_user)::regrole OR l.name = session_user
+          ORDER BY l.login = quote_ident(session_user)::regrole DESC, l.bound_at DESC LIMIT 1);
 END $$;
 COMMENT ON FUNCTION turnmill.bound_tenant IS 'The tenant that this login is bound to; null: to none.';
 
@@ -137,3 +141,6 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION turnmill.rotate_webhook_secret IS
 'Another secret signs from now on, sealed as its key id says; the one before does as well until the time that is returned. Null: no such endpoint.';
+
+-- Whoever runs them acts with the owner's rights from here on, so they are nobody's until rights are given (src/store/rights.sql).
+REVOKE EXECUTE ON ALL ROUTINES IN SCHEMA turnmill FROM PUBLIC;

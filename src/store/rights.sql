@@ -125,18 +125,3 @@ GRANT UPDATE (url, description, events, state, disabled_reason, disabled_at, fai
   ON turnmill.webhook_endpoints TO turnmill_web;
 GRANT UPDATE (cap, state, state_reason, state_at, create_rate, create_burst, warm_s, paused_s) ON turnmill.pools TO turnmill_web;
 GRANT DELETE ON turnmill.api_tokens, turnmill.ops_visits, turnmill.user_keys, turnmill.webhook_endpoints TO turnmill_web;
-
--- Who serves all tenants sees all rows. Made once: each takes a lock that nobody who works likes to wait behind.
-DO $$
-DECLARE
-  secured text;
-BEGIN
-  FOREACH secured IN ARRAY ARRAY['sessions', 'turns', 'blocks', 'attachments', 'artifacts'] LOOP
-    IF NOT EXISTS (SELECT FROM pg_policies WHERE schemaname = 'turnmill' AND tablename = secured AND policyname = 'of_workers') THEN
-      EXECUTE format('CREATE POLICY of_workers ON turnmill.%I TO turnmill_worker, turnmill_web USING (true)', secured);
-    END IF;
-    IF NOT EXISTS (SELECT FROM pg_policies WHERE schemaname = 'turnmill' AND tablename = secured AND policyname = 'of_viewers') THEN
-      EXECUTE format('CREATE POLICY of_viewers ON turnmill.%I FOR SELECT TO turnmill_viewer USING (true)', secured);
-    END IF;
-  END LOOP;
-END $$;

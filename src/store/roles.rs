@@ -20,6 +20,12 @@ pub const ROLES: [(&str, &str); 4] = [
 const EVERYONE: &str = include_str!("everyone.sql");
 const RIGHTS: &str = include_str!("rights.sql");
 
+/// Lets the roles see all rows of a table that has row security.
+const POLICIES: &str = include_str!("policies.sql");
+
+/// Those tables.
+const SECURED: [&str; 5] = ["sessions", "turns", "blocks", "attachments", "artifacts"];
+
 /// A role as the database has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RoleRow {
@@ -87,7 +93,7 @@ impl Store {
     pub async fn bound_logins(&self) -> sqlx::Result<Vec<BoundLogin>> {
         sqlx::query_as!(
             BoundLogin,
-            r#"SELECT coalesce(r.rolname::text, '(gone)') AS "login!", l.tenant_id, l.bound_at
+            r#"SELECT coalesce(r.rolname, l.name)::text AS "login!", l.tenant_id, l.bound_at
                FROM turnmill.tenant_logins l LEFT JOIN pg_roles r ON r.oid = l.login ORDER BY 1"#
         )
         .fetch_all(&self.pool)
@@ -100,8 +106,8 @@ impl Store {
             anyhow::bail!("{login} {why}");
         }
         sqlx::query!(
-            "INSERT INTO turnmill.tenant_logins (login, tenant_id) SELECT r.oid, $2 FROM pg_roles r WHERE r.rolname = $1
-             ON CONFLICT (login) DO UPDATE SET tenant_id = excluded.tenant_id, bound_at = clock_timestamp()",
+            "INSERT INTO turnmill.tenant_logins (login, name, tenant_id) SELECT r.oid, r.rolname, $2 FROM pg_roles r WHERE r.rolname = $1
+             ON CONFLICT (login) DO UPDATE SET name = excluded.name, tenant_id = excluded.tenant_id, bound_at = clock_timestamp()",
             login,
             tenant_id,
         )
@@ -112,7 +118,11 @@ impl Store {
 
     /// It sees all tenants again; whether it was bound.
     pub async fn unbind_login(&self, login: &str) -> sqlx::Result<bool> {
-        let done = sqlx::query!("DELETE FROM turnmill.tenant_logins l USING pg_roles r WHERE r.oid = l.login AND r.rolname = $1", login);
+        let done = sqlx::query!(
+            "DELETE FROM turnmill.tenant_logins l
+             WHERE l.name = $1 OR EXISTS (SELECT FROM pg_roles r WHERE r.oid = l.login AND r.rolname = $1)",
+            login
+        );
         Ok(done.execute(&self.pool).await?.rows_affected() > 0)
     }
 
@@ -165,5 +175,10 @@ async fn give_rights(connection: &mut PgConnection) -> anyhow::Result<bool> {
         sqlx::raw_sql(RIGHTS).execute(&mut *tx).await.context("giving Turnmill's roles their rights")?;
     }
     tx.commit().await?;
+    for table in SECURED.into_iter().filter(|_| all) {
+        let policies = POLICIES.replace("{table}", table);
+        // A transaction each: with two such locks workers could wait for one, and it for them.
+        sqlx::raw_sql(sqlx::AssertSqlSafe(policies)).execute(&mut *connection).await.with_context(|| format!("the policies of {table}"))?;
+    }
     Ok(all)
 }

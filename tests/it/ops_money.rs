@@ -160,6 +160,17 @@ async fn tenants_are_walked_through_page_by_page_none_twice_whatever_is_known_of
 }
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn more_tenants_wait_than_come_first_and_none_of_them_looks_idle(pool: PgPool) {
+    let site = Site::start(pool).await;
+    for nth in 0..60 {
+        site.fleet.enqueue_for(&format!("t-{nth:02}")).await;
+    }
+    let viewer = Visitor::with(&site, &["ops:read"]).await;
+    let page = viewer.page("/ops/tenants").await;
+    assert!(page.contains("/ops/tenant?id=t-59") && !page.contains("○ idle") && !page.contains(">idle<"), "{page}");
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
 async fn a_change_of_a_tenant_does_what_its_dry_run_said_and_undoes_nobody_else_s(pool: PgPool) {
     let site = Site::start(pool).await;
     let fleet = &site.fleet;
@@ -186,6 +197,13 @@ async fn a_change_of_a_tenant_does_what_its_dry_run_said_and_undoes_nobody_else_
     let page = operator.page("/ops/tenant?id=acme").await;
     assert!(page.contains("they paid") && page.contains("$2.25 of $3.00"), "{page}");
     assert!(operator.page("/ops/audit").await.contains("/ops/tenant?id=acme"));
+
+    // A page from before somebody else's change sends what it showed; it is taken for what was meant only where it was changed.
+    fleet.store.set_tenant("acme", TenantChange { budget_usd_per_day: Some(Some(9.0)), ..TenantChange::default() }).await.unwrap();
+    let stale = "/ops/tenant/set?id=acme&budget=3.00&was_budget=3.00&running_max=7&was_running_max=7&weight=5&was_weight=2";
+    let asks = operator.page(stale).await;
+    assert!(asks.contains("Weight: 2 → 5.") && !asks.contains("$9.00 → "), "{asks}");
+    fleet.store.set_tenant("acme", TenantChange { budget_usd_per_day: Some(Some(3.0)), ..TenantChange::default() }).await.unwrap();
 
     assert_eq!(
         operator

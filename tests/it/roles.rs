@@ -29,9 +29,12 @@ struct Login {
 
 impl Login {
     async fn of(fleet: &Fleet, role: &str, suffix: &str) -> Self {
-        let to = fleet.pool.connect_options();
         // Databases of tests have names that are as long as a role's may be.
-        let name = format!("{suffix}_{:08x}", rand::random::<u32>());
+        Self::named(fleet, role, format!("{suffix}_{:08x}", rand::random::<u32>())).await
+    }
+
+    async fn named(fleet: &Fleet, role: &str, name: String) -> Self {
+        let to = fleet.pool.connect_options();
         let make = format!("CREATE ROLE \"{name}\" LOGIN PASSWORD 'x' IN ROLE {role}");
         sqlx::raw_sql(AssertSqlSafe(make)).execute(&fleet.pool).await.unwrap();
         let to: PgConnectOptions = to.as_ref().clone().username(&name).password("x");
@@ -326,7 +329,15 @@ async fn a_session_without_a_tenant_is_none_of_a_bound_login_s(pool: PgPool) {
     let taken = login.ask("SELECT turn_id FROM turnmill.enqueue_turn('mine now', 'p1', session_id => 'nobody-s')").await;
     assert_eq!(taken, Err("TM404".to_owned()));
     assert_eq!(login.ask("SELECT id FROM turnmill.sessions").await.unwrap(), Vec::<String>::new());
+
+    // Made again, as by a script that drops it first, it is bound as before.
+    let name = login.name.clone();
     login.gone().await;
+    let mut again = Login::named(&fleet, "turnmill_enqueuer", name.clone()).await;
+    assert_eq!(again.ask("SELECT id FROM turnmill.sessions").await.unwrap(), Vec::<String>::new());
+    assert!(fleet.store.unbind_login(&name).await.unwrap());
+    assert_eq!(again.ask("SELECT id FROM turnmill.sessions").await.unwrap(), ["nobody-s"]);
+    again.gone().await;
 }
 
 #[sqlx::test(migrator = "turnmill::store::MIGRATOR")]

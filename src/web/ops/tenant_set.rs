@@ -26,6 +26,10 @@ pub struct Settings {
     weight: Option<String>,
     running_max: Option<String>,
     budget: Option<String>,
+    /// What the form showed: what is as it was nobody has touched, whatever it is by now.
+    was_weight: Option<String>,
+    was_running_max: Option<String>,
+    was_budget: Option<String>,
 }
 
 fn weight(text: &str) -> Result<f64, Problem> {
@@ -45,10 +49,11 @@ fn running_max(text: &str) -> Result<Option<i32>, Problem> {
 
 impl Settings {
     fn read(&self) -> Result<TenantChange, Problem> {
+        let touched = |now: &'_ Option<String>, was: &Option<String>| now.clone().filter(|now| Some(now) != was.as_ref());
         Ok(TenantChange {
-            weight: self.weight.as_deref().map(weight).transpose()?,
-            running_max: self.running_max.as_deref().map(running_max).transpose()?,
-            budget_usd_per_day: self.budget.as_deref().map(money::budget).transpose()?,
+            weight: touched(&self.weight, &self.was_weight).as_deref().map(weight).transpose()?,
+            running_max: touched(&self.running_max, &self.was_running_max).as_deref().map(running_max).transpose()?,
+            budget_usd_per_day: touched(&self.budget, &self.was_budget).as_deref().map(money::budget).transpose()?,
         })
     }
 }

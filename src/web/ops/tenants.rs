@@ -190,12 +190,13 @@ async fn find(app: &App, wanted: &Wanted, after: &str) -> sqlx::Result<Found> {
     }
     // Those who wait are on the first page.
     let mut ids = if after.is_empty() { first } else { Vec::new() };
+    ids.append(&mut rest);
     let waits = store.waits_by_tenant(&ids).await?;
     if matches!(wanted.show.as_str(), "budget" | "tenant_limit") {
+        gave_up = ids.len() >= usize::try_from(WAITING_MAX).unwrap_or(usize::MAX);
         let held = |id: &String| waits.iter().any(|(of, wait)| of == id && wait.reason.as_deref() == Some(&wanted.show));
         ids.retain(held);
     }
-    ids.append(&mut rest);
     Ok(Found { cards: store.tenant_cards(&ids).await?, waits, next, gave_up })
 }
 
