@@ -6,8 +6,10 @@
 //! | kept without their ids | charges (money must add up), the audit (that something was done), the last sample of a failure, forks' origin |
 //! | gone before | what is queued or runs (`jobs`), and sandboxes (`slots`, `parked`): workers kill them when asked |
 //!
-//! In transactions of at most [`BATCH`] turns, the oldest first; stopped half-way, it is gone on with by asking again. `tests/it/erase.rs`
-//! says of every table of the schema which of these it is, or why it holds nothing of anybody.
+//! In transactions of at most [`BATCH`] turns, the oldest first, of the newest session first: so a fork goes before what it was made from.
+//! The audit's entry of the erasure is written before the first row goes, and its entries about turns in the transaction in which those
+//! go: stopped anywhere, it is gone on with by asking again. `tests/it/erase.rs` says of every table of the schema which of these it is,
+//! or why it holds nothing of anybody.
 
 use serde_json::{Value, json};
 
@@ -35,6 +37,8 @@ pub enum Whose {
         id: String,
         /// Only there; then the user's keys stay, which are no project's.
         project: Option<String>,
+        /// Of this tenant, empty = of none; `None`: of whichever. Two tenants' users may have the same id.
+        tenant: Option<String>,
     },
 }
 
@@ -49,6 +53,8 @@ pub struct Traces {
     pub sandboxes: i64,
     /// Other users' sessions, or other ones, that began as forks of these: they have copies of the conversation.
     pub forks: Vec<String>,
+    /// Those of the forks that would lose the conversation or files: they have not saved any of their own yet.
+    pub unsaved_forks: Vec<String>,
     /// Rows by table, but for tables without any.
     pub rows: Vec<(String, i64)>,
 }
@@ -60,16 +66,32 @@ impl Traces {
     }
 }
 
+/// How far the erasure of a session came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Erasure {
+    /// Nothing is left of it.
+    Done,
+    /// A turn has come meanwhile, or a sandbox: it and what is around it are still there.
+    Busy,
+    /// A fork of it has nothing saved of its own, and would lose the conversation or files.
+    Forked,
+}
+
 impl Store {
     /// What there is of them; changes nothing.
     pub async fn traces(&self, whose: &Whose) -> sqlx::Result<Traces> {
         let sessions = self.whose_sessions(whose).await?;
         let mut found = Traces { sessions: sessions.clone(), ..Traces::default() };
+        found.live = self.live_turns(&sessions).await?;
         let mut rows: Vec<(String, i64)> = Vec::new();
         for some in sessions.chunks(COUNTED) {
-            found.live.extend(self.unfinished_of(some).await?);
             found.sandboxes += self.count_sandboxes(some).await?;
-            found.forks.extend(self.forks_of(some, &sessions).await?);
+            for (fork, saved) in self.forks_of(some, &sessions).await? {
+                if !saved {
+                    found.unsaved_forks.push(fork.clone());
+                }
+                found.forks.push(fork);
+            }
             for (table, count) in self.rows_of(some).await? {
                 match rows.iter_mut().find(|(name, _)| *name == table) {
                     Some((_, sum)) => *sum += count,
@@ -96,48 +118,94 @@ impl Store {
         self.count_sandboxes(sessions).await
     }
 
-    /// Erases a session whose turns have all ended and whose sandboxes are gone. `false`: a turn has come meanwhile, and it and
-    /// what is around it are still there.
-    pub async fn erase_session(&self, session: &str) -> sqlx::Result<bool> {
-        loop {
-            let mut tx = self.pool.begin().await?;
-            let done = erase_some(&mut tx, session).await;
-            match tx.done(done).await? {
-                Step::More => {}
-                Step::Busy => return Ok(false),
-                Step::Done => return Ok(true),
-            }
+    /// Turns of these sessions that have not ended.
+    pub async fn live_turns(&self, sessions: &[String]) -> sqlx::Result<Vec<String>> {
+        let mut live = Vec::new();
+        for some in sessions.chunks(COUNTED) {
+            let turns =
+                sqlx::query_scalar!("SELECT turn_id FROM turnmill.jobs WHERE session_id = ANY ($1) ORDER BY session_id, ordinal", some);
+            live.extend(turns.fetch_all(&self.pool).await?);
         }
+        Ok(live)
     }
 
-    /// Erases a user's keys, and notes in the audit that there was an erasure: by an id of its own, and numbers.
-    pub async fn end_erasure(&self, whose: &Whose, actor: &Actor, traces: &Traces) -> sqlx::Result<String> {
-        let mut tx = self.pool.begin().await?;
-        let done = end(&mut tx, whose, actor, traces).await;
-        tx.done(done).await
-    }
-
-    async fn whose_sessions(&self, whose: &Whose) -> sqlx::Result<Vec<String>> {
-        let (session, user, project) = match whose {
-            Whose::Session(id) => (Some(id), None, None),
-            Whose::User { id, project } => (None, Some(id), project.as_ref()),
-        };
+    /// The tenants that have sessions or keys of theirs; empty = none.
+    pub async fn tenants_of(&self, whose: &Whose) -> sqlx::Result<Vec<String>> {
+        let Whose::User { id, project, tenant } = whose else { return Ok(Vec::new()) };
         sqlx::query_scalar!(
-            "SELECT id FROM turnmill.sessions
-             WHERE ($1::text IS NULL OR id = $1) AND ($2::text IS NULL OR user_id = $2) AND ($3::text IS NULL OR project_id = $3)
-             ORDER BY created_at, id",
-            session,
-            user,
-            project,
+            r#"SELECT tenant AS "tenant!" FROM (
+                 SELECT coalesce(tenant_id, '') FROM turnmill.sessions WHERE user_id = $1 AND ($2::text IS NULL OR project_id = $2)
+                 UNION SELECT tenant_id FROM turnmill.user_keys WHERE user_id = $1 AND $2::text IS NULL) t (tenant)
+               WHERE $3::text IS NULL OR tenant = $3 ORDER BY tenant"#,
+            id,
+            project.as_ref(),
+            tenant.as_ref(),
         )
         .fetch_all(&self.pool)
         .await
     }
 
-    async fn unfinished_of(&self, sessions: &[String]) -> sqlx::Result<Vec<String>> {
-        sqlx::query_scalar!("SELECT turn_id FROM turnmill.jobs WHERE session_id = ANY ($1) ORDER BY session_id, ordinal", sessions)
-            .fetch_all(&self.pool)
-            .await
+    /// Erases a session whose turns have all ended and whose sandboxes are gone. Forks that have nothing saved yet are in its way,
+    /// unless they are to lose it.
+    pub async fn erase_session(&self, session: &str, forks_lose: bool) -> sqlx::Result<Erasure> {
+        loop {
+            let mut tx = self.pool.begin().await?;
+            let done = erase_some(&mut tx, session, forks_lose).await;
+            if let Step::Is(done) = tx.done(done).await? {
+                return Ok(done);
+            }
+        }
+    }
+
+    /// Notes in the audit that there is an erasure: by an id of its own, and numbers.
+    pub async fn begin_erasure(&self, whose: &Whose, actor: &Actor, traces: &Traces) -> sqlx::Result<String> {
+        let mut tx = self.pool.begin().await?;
+        let done = begin(&mut tx, whose, actor, traces).await;
+        tx.done(done).await
+    }
+
+    /// Erases a user's keys.
+    pub async fn erase_keys(&self, whose: &Whose) -> sqlx::Result<()> {
+        let Whose::User { id, project: None, tenant } = whose else { return Ok(()) };
+        sqlx::query!("DELETE FROM turnmill.user_keys WHERE user_id = $1 AND ($2::text IS NULL OR tenant_id = $2)", id, tenant.as_ref())
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// Numbers of entries of the audit that have one of these ids in their words: as a word, where an id is one, or else anywhere.
+    /// Whether they mean it is for people to judge.
+    pub async fn audit_mentions(&self, ids: &[String]) -> sqlx::Result<Vec<i64>> {
+        sqlx::query_scalar!(
+            r"SELECT a.id FROM turnmill.audit a, concat_ws(' ', a.reason, a.detail::text) AS said
+              WHERE a.subject <> $2 AND a.act <> 'erase'
+                AND (EXISTS (SELECT FROM regexp_split_to_table(said, '[^[:alnum:]_-]+') AS word WHERE word = ANY ($1))
+                  OR EXISTS (SELECT FROM unnest($1::text[]) AS odd (id) WHERE odd.id !~ '^[[:alnum:]_-]+$' AND position(odd.id IN said) > 0))
+              ORDER BY a.id LIMIT 1000",
+            ids,
+            ERASED
+        )
+        .fetch_all(&self.pool)
+        .await
+    }
+
+    async fn whose_sessions(&self, whose: &Whose) -> sqlx::Result<Vec<String>> {
+        let (session, user, project, tenant) = match whose {
+            Whose::Session(id) => (Some(id), None, None, None),
+            Whose::User { id, project, tenant } => (None, Some(id), project.as_ref(), tenant.as_ref()),
+        };
+        sqlx::query_scalar!(
+            "SELECT id FROM turnmill.sessions
+             WHERE ($1::text IS NULL OR id = $1) AND ($2::text IS NULL OR user_id = $2) AND ($3::text IS NULL OR project_id = $3)
+               AND ($4::text IS NULL OR coalesce(tenant_id, '') = $4)
+             ORDER BY created_at DESC, id",
+            session,
+            user,
+            project,
+            tenant,
+        )
+        .fetch_all(&self.pool)
+        .await
     }
 
     async fn count_sandboxes(&self, sessions: &[String]) -> sqlx::Result<i64> {
@@ -150,20 +218,29 @@ impl Store {
         .await
     }
 
-    async fn forks_of(&self, sessions: &[String], but: &[String]) -> sqlx::Result<Vec<String>> {
-        sqlx::query_scalar!(
-            "SELECT f.id FROM turnmill.sessions f JOIN turnmill.turns t ON t.id = f.forked_from
-             WHERE t.session_id = ANY ($1) AND f.id <> ALL ($2) ORDER BY f.id",
+    /// Forks, and whether each has saved what it would go on from.
+    async fn forks_of(&self, sessions: &[String], but: &[String]) -> sqlx::Result<Vec<(String, bool)>> {
+        let rows = sqlx::query!(
+            r#"SELECT f.id, NOT turnmill.needs_origin(f.id) AS "saved!" FROM turnmill.sessions f
+               JOIN turnmill.turns t ON t.id = f.forked_from
+               WHERE t.session_id = ANY ($1) AND f.id <> ALL ($2) ORDER BY f.id"#,
             sessions,
             but
         )
         .fetch_all(&self.pool)
-        .await
+        .await?;
+        Ok(rows.into_iter().map(|row| (row.id, row.saved)).collect())
     }
 
     async fn keys_of(&self, whose: &Whose) -> sqlx::Result<i64> {
-        let Whose::User { id, project: None } = whose else { return Ok(0) };
-        sqlx::query_scalar!(r#"SELECT count(*) AS "count!" FROM turnmill.user_keys WHERE user_id = $1"#, id).fetch_one(&self.pool).await
+        let Whose::User { id, project: None, tenant } = whose else { return Ok(0) };
+        sqlx::query_scalar!(
+            r#"SELECT count(*) AS "count!" FROM turnmill.user_keys WHERE user_id = $1 AND ($2::text IS NULL OR tenant_id = $2)"#,
+            id,
+            tenant.as_ref()
+        )
+        .fetch_one(&self.pool)
+        .await
     }
 
     async fn rows_of(&self, sessions: &[String]) -> sqlx::Result<Vec<(String, i64)>> {
@@ -181,6 +258,9 @@ impl Store {
                UNION ALL SELECT 'turn_secrets', count(*) FROM theirs JOIN turnmill.turn_secrets x ON x.turn_id = theirs.id
                UNION ALL SELECT 'attempts', count(*) FROM theirs JOIN turnmill.attempts x ON x.turn_id = theirs.id
                UNION ALL SELECT 'previews', count(*) FROM theirs JOIN turnmill.previews x ON x.turn_id = theirs.id
+               UNION ALL SELECT 'preview_watches', count(*) FROM theirs JOIN turnmill.preview_watches x ON x.turn_id = theirs.id
+               UNION ALL SELECT 'cancel_requests', count(*) FROM theirs JOIN turnmill.cancel_requests x ON x.turn_id = theirs.id
+               UNION ALL SELECT 'audit', count(*) FROM theirs JOIN turnmill.audit x ON x.kind = 'turn' AND x.subject = theirs.id
                UNION ALL SELECT 'api_tokens', count(*) FROM turnmill.api_tokens WHERE session_id = ANY ($1)
                UNION ALL SELECT 'charges', count(*) FROM turnmill.ledger WHERE session_id = ANY ($1)
                UNION ALL SELECT 'failures', count(*) FROM theirs JOIN turnmill.failures x ON x.last_turn_id = theirs.id"#,
@@ -194,13 +274,21 @@ impl Store {
 
 enum Step {
     More,
-    Busy,
-    Done,
+    Is(Erasure),
 }
 
 /// Some turns of a session, or when there are none the session itself. Its row is locked: nobody enqueues into it meanwhile.
-async fn erase_some(tx: &mut Tx, session: &str) -> sqlx::Result<Step> {
+async fn erase_some(tx: &mut Tx, session: &str, forks_lose: bool) -> sqlx::Result<Step> {
     sqlx::query!("SELECT id FROM turnmill.sessions WHERE id = $1 FOR UPDATE", session).fetch_optional(&mut *tx).await?;
+    // Of all its turns: what a fork needs may have been saved long before the turn that it was made from.
+    let loses = sqlx::query_scalar!(
+        r#"SELECT EXISTS (SELECT FROM turnmill.turns t JOIN turnmill.sessions f ON f.forked_from = t.id
+                          WHERE t.session_id = $1 AND turnmill.needs_origin(f.id)) AS "loses!""#,
+        session
+    );
+    if !forks_lose && loses.fetch_one(&mut *tx).await? {
+        return Ok(Step::Is(Erasure::Forked));
+    }
     let turns = sqlx::query_scalar!(
         "SELECT id FROM turnmill.turns WHERE session_id = $1 AND completed_at IS NOT NULL ORDER BY ordinal LIMIT $2",
         session,
@@ -219,7 +307,7 @@ async fn erase_some(tx: &mut Tx, session: &str) -> sqlx::Result<Step> {
         session
     );
     if busy.fetch_one(&mut *tx).await? {
-        return Ok(Step::Busy);
+        return Ok(Step::Is(Erasure::Busy));
     }
     // In this order: what is moved from the one to the other while we wait for its row is found in the other.
     sqlx::query!(
@@ -237,13 +325,20 @@ async fn erase_some(tx: &mut Tx, session: &str) -> sqlx::Result<Step> {
     .execute(&mut *tx)
     .await?;
     sqlx::query!("DELETE FROM turnmill.api_tokens WHERE session_id = $1", session).execute(&mut *tx).await?;
-    erase_from_audit(tx, &[session.to_owned()]).await?;
+    sqlx::query!(
+        "UPDATE turnmill.audit SET subject = $2, reason = $2, detail = '{}' WHERE kind = 'session' AND subject = $1",
+        session,
+        ERASED
+    )
+    .execute(&mut *tx)
+    .await?;
     sqlx::query!("DELETE FROM turnmill.sessions WHERE id = $1", session).execute(&mut *tx).await?;
-    Ok(Step::Done)
+    Ok(Step::Is(Erasure::Done))
 }
 
 /// Turns that have ended, with all that hangs on them.
 async fn erase_turns(tx: &mut Tx, turns: &[String]) -> sqlx::Result<()> {
+    erase_from_audit(tx, turns).await?;
     sqlx::query!("DELETE FROM turnmill.attempts WHERE turn_id = ANY ($1)", turns).execute(&mut *tx).await?;
     sqlx::query!("DELETE FROM turnmill.cancel_requests WHERE turn_id = ANY ($1)", turns).execute(&mut *tx).await?;
     sqlx::query!("DELETE FROM turnmill.previews WHERE turn_id = ANY ($1)", turns).execute(&mut *tx).await?;
@@ -252,20 +347,21 @@ async fn erase_turns(tx: &mut Tx, turns: &[String]) -> sqlx::Result<()> {
         .execute(&mut *tx)
         .await?;
     sqlx::query!("UPDATE turnmill.sessions SET forked_from = NULL WHERE forked_from = ANY ($1)", turns).execute(&mut *tx).await?;
-    erase_from_audit(tx, turns).await?;
     sqlx::query!("DELETE FROM turnmill.turns WHERE id = ANY ($1)", turns).execute(&mut *tx).await?;
     Ok(())
 }
 
-/// Entries that are about one of these ids, or name one: as a word, where an id is one, or else anywhere.
-async fn erase_from_audit(tx: &mut Tx, ids: &[String]) -> sqlx::Result<()> {
+/// Entries about these turns and about sandboxes that they had, and of those kinds alone: a pool may be called as somebody's turn is.
+/// By the audit's indexes: it may be long, and the session waits.
+async fn erase_from_audit(tx: &mut Tx, turns: &[String]) -> sqlx::Result<()> {
     sqlx::query!(
-        r"UPDATE turnmill.audit a SET subject = $2, reason = $2, detail = '{}'
-          FROM (SELECT id, subject, concat_ws(' ', subject, reason, detail::text) AS said FROM turnmill.audit WHERE subject <> $2) e
-          WHERE a.id = e.id AND (e.subject = ANY ($1)
-            OR regexp_split_to_array(e.said, '[^[:alnum:]_-]+') && $1
-            OR EXISTS (SELECT FROM unnest($1::text[]) AS odd (id) WHERE odd.id !~ '^[[:alnum:]_-]+$' AND position(odd.id IN e.said) > 0))",
-        ids,
+        "WITH theirs AS MATERIALIZED (SELECT DISTINCT sandbox_id FROM turnmill.attempts WHERE turn_id = ANY ($1) AND sandbox_id IS NOT NULL)
+         UPDATE turnmill.audit SET subject = $2, reason = $2, detail = '{}' WHERE id = ANY (ARRAY (
+           SELECT id FROM turnmill.audit WHERE kind = 'turn' AND subject = ANY ($1)
+           UNION SELECT id FROM turnmill.audit WHERE kind IN ('turn', 'sandbox') AND coalesce(detail ->> 'made', detail ->> 'turn') = ANY ($1)
+           UNION SELECT a.id FROM theirs JOIN turnmill.audit a ON a.kind = 'sandbox' AND a.subject = theirs.sandbox_id
+                 WHERE a.detail ->> 'turn' IS NULL))",
+        turns,
         ERASED
     )
     .execute(tx)
@@ -273,19 +369,10 @@ async fn erase_from_audit(tx: &mut Tx, ids: &[String]) -> sqlx::Result<()> {
     Ok(())
 }
 
-async fn end(tx: &mut Tx, whose: &Whose, actor: &Actor, traces: &Traces) -> sqlx::Result<String> {
+async fn begin(tx: &mut Tx, whose: &Whose, actor: &Actor, traces: &Traces) -> sqlx::Result<String> {
     let kind = match whose {
-        Whose::Session(id) => {
-            erase_from_audit(tx, std::slice::from_ref(id)).await?;
-            "session"
-        }
-        Whose::User { id, project } => {
-            if project.is_none() {
-                sqlx::query!("DELETE FROM turnmill.user_keys WHERE user_id = $1", id).execute(&mut *tx).await?;
-                erase_from_audit(tx, std::slice::from_ref(id)).await?;
-            }
-            "user"
-        }
+        Whose::Session(_) => "session",
+        Whose::User { .. } => "user",
     };
     let erasure = sqlx::query_scalar!(r#"SELECT turnmill.new_id('erasure') AS "id!""#).fetch_one(&mut *tx).await?;
     let rows: serde_json::Map<String, Value> = traces.rows.iter().map(|(table, count)| (table.clone(), json!(count))).collect();

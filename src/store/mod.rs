@@ -103,7 +103,7 @@ pub use board::{CELLS_MAX, Oldest, PoolRoom, SlotCell, Starts, Wait};
 pub use db::Limits;
 pub use deliveries::{Delivery, REPLAYED_MAX, Replay, Since};
 pub use details::TurnDetail;
-pub use erase::{Traces, Whose};
+pub use erase::{Erasure, Traces, Whose};
 pub use files::{Artifact, ArtifactRow, Artifacts, Before, TurnFiles, Workspace};
 pub use fleet::{Fleet, FleetChange, FleetMoney};
 pub use found::{Below, FoundPage, FoundTurn, LOOKED_AT_MAX, TurnFilter};

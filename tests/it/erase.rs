@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::json;
 use sqlx::{ConnectOptions as _, PgPool};
 use turnmill::keys::{OwnKey, Vault};
-use turnmill::store::{Actor, Bounds, By, Enqueue, NewToken, PoolChange, UsageFilter};
+use turnmill::store::{Actor, Bounds, Enqueue, Erasure, NewToken, PoolChange};
 
 use crate::commands::{fails, said, turnmill};
 use crate::harness::{Fleet, Running, ending};
@@ -27,6 +27,9 @@ echo 'quokka: no line'
 echo 'fatal: no quokka' >&2
 exit 1
 "#;
+
+/// What a worker deletes soon after a turn, so that only a test without one has it.
+const CLEANED_UP: [&str; 4] = ["cancel_requests", "preview_watches", "previews", "turn_secrets"];
 
 /// Every table, and what an erasure does with it.
 const FATES: [(&str, &str); 38] = [
@@ -109,7 +112,7 @@ async fn rows_of_others(pool: &PgPool, session: &str) -> BTreeMap<String, String
         ("journals", "turn_id IN (SELECT id FROM turnmill.turns WHERE session_id = $1)"),
         ("attempts", "turn_id IN (SELECT id FROM turnmill.turns WHERE session_id = $1)"),
         ("outbox", "turn_id IN (SELECT id FROM turnmill.turns WHERE session_id = $1)"),
-        ("audit", "position($1 IN detail::text) >= 0 AND subject IN (SELECT id FROM turnmill.turns WHERE session_id = $1)"),
+        ("audit", "subject IN (SELECT id FROM turnmill.turns WHERE session_id = $1)"),
     ] {
         let query = format!("SELECT coalesce(string_agg(t::text, E'\\n' ORDER BY t::text), '') FROM turnmill.{table} t WHERE {key}");
         let text: String = sqlx::query_scalar(sqlx::AssertSqlSafe(query)).bind(session).fetch_one(pool).await.unwrap();
@@ -119,9 +122,19 @@ async fn rows_of_others(pool: &PgPool, session: &str) -> BTreeMap<String, String
     all
 }
 
-async fn all_usd(fleet: &Fleet) -> Vec<(String, i64)> {
-    let sums = fleet.store.usage(By::Tenant, &UsageFilter::default()).await.unwrap();
-    sums.into_iter().map(|sum| (sum.key, sum.turns)).collect()
+/// What models have cost and how many turns ended, by tenant: from the charges themselves, and from the sums.
+async fn all_usd(pool: &PgPool) -> Vec<String> {
+    let mut all = Vec::new();
+    for table in ["ledger", "spend"] {
+        let query = format!(
+            "SELECT concat_ws(' ', '{table}', tenant_id, sum(usd), sum(turns), sum(input_tokens)) FROM turnmill.{table}
+             WHERE kind = 'model' GROUP BY tenant_id HAVING sum(usd) > 0 ORDER BY tenant_id"
+        );
+        let sums: Vec<String> = sqlx::query_scalar(sqlx::AssertSqlSafe(query)).fetch_all(pool).await.unwrap();
+        assert_ne!(sums, [""; 0], "{table} has something that was paid");
+        all.extend(sums);
+    }
+    all
 }
 
 fn counts(said: &str) -> BTreeMap<&str, &str> {
@@ -174,7 +187,7 @@ async fn a_user_is_erased_from_every_table_and_nobody_else_is(pool: PgPool) {
         .await
         .unwrap();
     store.close_minutes().await.unwrap();
-    let (theirs, usd) = (rows_of_others(&fleet.pool, "their-session").await, all_usd(fleet).await);
+    let (theirs, usd) = (rows_of_others(&fleet.pool, "their-session").await, all_usd(&fleet.pool).await);
     let before = tables(&fleet.pool).await;
     assert!(before["failures"].contains(WORD), "{}", before["failures"]);
 
@@ -186,15 +199,15 @@ async fn a_user_is_erased_from_every_table_and_nobody_else_is(pool: PgPool) {
     let dry = said(&erase(&[]).output().await.unwrap());
     let found = counts(&dry);
     for (table, fate) in FATES.into_iter().filter(|(_, fate)| fate.starts_with("deleted")) {
-        let worker_s = ["cancel_requests", "preview_watches", "previews", "turn_secrets"].contains(&table);
-        assert!(worker_s || found.contains_key(table), "{table} is {fate}, and the test has put something there: {dry}");
+        assert!(CLEANED_UP.contains(&table) || found.contains_key(table), "{table} is {fate}, and the test has put something there: {dry}");
     }
     assert_eq!((found["turns"], found["user_keys"], found["api_tokens"], found["attachments"]), ("2", "1", "1", "2"), "{dry}");
     assert!(dry.contains("1 sandboxes, which workers kill") && dry.contains(&format!("{fork} was forked from it")), "{dry}");
     assert!(dry.contains("Nothing was erased; to do it, for good: --yes"), "{dry}");
     assert_eq!(fleet.turn(&first).await.status, "completed", "nothing was erased");
 
-    let done = said(&erase(&["--yes"]).output().await.unwrap());
+    fails(&mut erase(&["--yes"]), &[&fork, "and would lose them", "--with-unsaved-forks"]).await;
+    let done = said(&erase(&["--yes", "--with-unsaved-forks"]).output().await.unwrap());
     assert!(done.contains("Erased, as erasure_"), "{done}");
     // The script of the pool's agent has the word too, but from the operator.
     for (table, text) in tables(&fleet.pool).await.into_iter().filter(|(table, _)| table != "pools") {
@@ -202,7 +215,7 @@ async fn a_user_is_erased_from_every_table_and_nobody_else_is(pool: PgPool) {
         assert_eq!(line, None, "{table}");
     }
     assert_eq!(rows_of_others(&fleet.pool, "their-session").await, theirs, "nobody else misses anything");
-    let usd_now = all_usd(fleet).await;
+    let usd_now = all_usd(&fleet.pool).await;
     assert_eq!(usd_now, usd, "money adds up as before");
     let entry = store.audit(None, None, 10).await.unwrap().remove(0);
     assert_eq!((entry.act.as_str(), entry.kind.as_str(), &entry.detail["turns"]), ("erase", "user", &json!(2)), "{entry:?}");
@@ -230,11 +243,11 @@ async fn a_session_with_a_turn_that_has_not_ended_is_erased_only_when_that_is_ca
     };
     fails(&mut erase(&["--yes"]), &["1 turns have not ended", &waits, "--cancel"]).await;
     let running = worker.claim_one().await;
-    fails(&mut erase(&["--yes", "--cancel"]), &["1 turns have not ended yet", "Nothing was erased"]).await;
+    fails(&mut erase(&["--yes", "--cancel"]), &["1 turns have not ended yet", "What is left is still there"]).await;
     assert_eq!(fleet.turn(&ended).await.status, "completed");
     fleet.store.settle(&running, &ending(Ending::Cancelled), Duration::from_secs(30)).await.unwrap().unwrap();
     // Its sandbox is not known to be gone yet.
-    fails(&mut erase(&["--yes"]), &["1 sandboxes are still there", "Nothing was erased"]).await;
+    fails(&mut erase(&["--yes"]), &["1 sandboxes are still there", "What is left is still there"]).await;
     fleet.store.slot_freed(running.slot_id, running.epoch).await.unwrap().unwrap();
     let done = said(&erase(&["--yes"]).output().await.unwrap());
     assert!(done.contains("Erased, as erasure_"), "{done}");
@@ -253,10 +266,185 @@ async fn a_turn_that_comes_meanwhile_is_not_erased_with_the_others(pool: PgPool)
         fleet.store.cancel(turn, None).await.unwrap();
     }
     let late = fleet.enqueue_in("wait for me", Some("s1")).await.turn_id;
-    assert!(!fleet.store.erase_session("s1").await.unwrap());
+    assert_eq!(fleet.store.erase_session("s1", false).await.unwrap(), Erasure::Busy);
     let left: Vec<String> = sqlx::query_scalar("SELECT id FROM turnmill.turns").fetch_all(&fleet.pool).await.unwrap();
     assert_eq!(left, [late.as_str()]);
     fleet.store.cancel(&late, None).await.unwrap();
-    assert!(fleet.store.erase_session("s1").await.unwrap());
+    assert_eq!(fleet.store.erase_session("s1", false).await.unwrap(), Erasure::Done);
     assert!(fleet.store.session("s1", &Bounds::default()).await.unwrap().is_none());
+}
+
+/// A turn that has ended, of a user of a tenant; no worker had it.
+async fn cancelled(fleet: &Fleet, tenant: Option<&str>, user: &str, session: &str) -> String {
+    let turn = Enqueue {
+        prompt: "hi".to_owned(),
+        project_id: Some("zoo".to_owned()),
+        session_id: Some(session.to_owned()),
+        user_id: Some(user.to_owned()),
+        tenant_id: tenant.map(str::to_owned),
+        ..Enqueue::default()
+    };
+    let turn = fleet.store.enqueue(&turn).await.unwrap().turn_id.unwrap();
+    fleet.store.cancel(&turn, None).await.unwrap();
+    turn
+}
+
+async fn sql(fleet: &Fleet, text: String) {
+    sqlx::raw_sql(sqlx::AssertSqlSafe(text)).execute(&fleet.pool).await.unwrap();
+}
+
+async fn all(fleet: &Fleet, query: &'static str) -> Vec<String> {
+    sqlx::query_scalar(query).fetch_all(&fleet.pool).await.unwrap()
+}
+
+async fn erased(url: &str, args: &[&str]) -> String {
+    let mut command = turnmill(&["erase"]);
+    let output = command.args(args).env("DATABASE_URL", url).output().await.unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    said(&output)
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn what_workers_clean_up_is_erased_when_none_has(pool: PgPool) {
+    let url = pool.connect_options().to_url_lossy().to_string();
+    let fleet = Fleet::new(pool);
+    let turn = cancelled(&fleet, None, WORD, "s1").await;
+    sql(
+        &fleet,
+        format!(
+            "INSERT INTO turnmill.cancel_requests (turn_id, reason) VALUES ('{turn}', 'quokka');
+             INSERT INTO turnmill.preview_watches VALUES ('{turn}', now() + interval '1 hour');
+             INSERT INTO turnmill.previews (turn_id, epoch, n, ordinal, generation, after_seq, open, text) VALUES ('{turn}', 1, 1, 1, 1, 0, '{{}}', 'quokka');
+             INSERT INTO turnmill.turn_secrets VALUES ('{turn}', 1, 'quokka', 'k1');"
+        ),
+    )
+    .await;
+    let dry = erased(&url, &["--session", "s1"]).await;
+    for table in CLEANED_UP {
+        assert_eq!(counts(&dry).get(table), Some(&"1"), "{table}: {dry}");
+    }
+    erased(&url, &["--session", "s1", "--yes"]).await;
+    for (table, text) in tables(&fleet.pool).await {
+        assert!(![WORD, &turn].iter().any(|word| text.contains(word)), "{table}: {text}");
+    }
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn of_the_audit_only_entries_about_the_erased_are(pool: PgPool) {
+    let url = pool.connect_options().to_url_lossy().to_string();
+    let fleet = Fleet::new(pool);
+    let turn = cancelled(&fleet, None, "u1", "default").await;
+    let other = cancelled(&fleet, None, "u2", "s2").await;
+    sql(
+        &fleet,
+        format!(
+            r#"INSERT INTO turnmill.attempts (epoch, turn_id, attempt, generation, worker_id, taken, from_offset, from_seq, sandbox_id)
+               VALUES (1, '{turn}', 1, 1, 'w', 'claimed', 0, 0, 'sbx1');
+             INSERT INTO turnmill.audit (actor, act, kind, subject, reason, detail) VALUES
+               ('ann', 'set', 'pool', 'default', 'too many', '{{"turns_max": 42}}'),
+               ('ann', 'cancel', 'turn', '{turn}', 'u1 asked', '{{"status": "cancelled"}}'),
+               ('ann', 'retry', 'turn', '{other}', 'again', '{{"made": "{turn}"}}'),
+               ('ann', 'kill', 'sandbox', 'sbx0', 'stuck', '{{"was": "slot", "turn": "{turn}"}}'),
+               ('ann', 'kill', 'sandbox', 'sbx1', 'idle', '{{"was": "parked", "turn": null}}'),
+               ('ann', 'kill', 'sandbox', 'sbx1', 'slow', '{{"was": "slot", "turn": "{other}"}}'),
+               ('ann', 'show', 'session', 'default', 'why', '{{}}'),
+               ('ann', 'cancel', 'turn', '{other}', 'default was in its way', '{{"status": "cancelled"}}');"#
+        ),
+    )
+    .await;
+    let done = erased(&url, &["--session", "default", "--yes"]).await;
+    let entries = all(&fleet, "SELECT concat_ws(' ', id, kind, subject, reason) FROM turnmill.audit ORDER BY id").await;
+    assert_eq!(
+        entries[..8],
+        [
+            "1 pool default too many".to_owned(),
+            "2 turn erased erased".to_owned(),
+            "3 turn erased erased".to_owned(),
+            "4 sandbox erased erased".to_owned(),
+            "5 sandbox erased erased".to_owned(),
+            "6 sandbox sbx1 slow".to_owned(),
+            "7 session erased erased".to_owned(),
+            format!("8 turn {other} default was in its way"),
+        ]
+    );
+    assert!(done.contains("and stay: 8."), "{done}");
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn a_user_is_one_tenant_s_unless_all_are_meant(pool: PgPool) {
+    let url = pool.connect_options().to_url_lossy().to_string();
+    let fleet = Fleet::new(pool);
+    let vault = Vault::new(&Vault::new_key("k1")).unwrap();
+    for (tenant, session) in [(Some("acme"), "a1"), (Some("beta"), "b1"), (None, "n1")] {
+        cancelled(&fleet, tenant, "u1", session).await;
+        let key = OwnKey::seal(&vault, tenant.unwrap_or_default(), "u1", &"sk-ant-api03-0123456789".into()).unwrap();
+        fleet.store.set_own_key(&key).await.unwrap();
+    }
+    let sessions = "SELECT id FROM turnmill.sessions ORDER BY id";
+    let keys = "SELECT tenant_id FROM turnmill.user_keys ORDER BY 1";
+    let mut command = turnmill(&["erase", "--user", "u1", "--yes"]);
+    fails(command.env("DATABASE_URL", &url), &["3 tenants", "\"\" (none), acme, beta", "--all-tenants"]).await;
+    erased(&url, &["--user", "u1", "--tenant", "", "--yes"]).await;
+    assert_eq!((all(&fleet, sessions).await, all(&fleet, keys).await.join(" ")), (vec!["a1".into(), "b1".into()], "acme beta".into()));
+    erased(&url, &["--user", "u1", "--tenant", "beta", "--yes"]).await;
+    assert_eq!((all(&fleet, sessions).await, all(&fleet, keys).await), (vec!["a1".into()], vec!["acme".into()]));
+    cancelled(&fleet, Some("beta"), "u1", "b2").await;
+    erased(&url, &["--user", "u1", "--all-tenants", "--yes"]).await;
+    assert_eq!((all(&fleet, sessions).await, all(&fleet, keys).await), (vec![], vec![]));
+}
+
+/// A session that is made while another one goes; and an erasure that breaks off.
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn what_comes_meanwhile_is_erased_and_what_is_left_half_done_is_gone_on_with(pool: PgPool) {
+    let url = pool.connect_options().to_url_lossy().to_string();
+    let fleet = Fleet::new(pool);
+    cancelled(&fleet, None, "u1", "s1").await;
+    cancelled(&fleet, None, "u1", "s2").await;
+    let on_delete = |session: &str, what: &str| {
+        format!(
+            "CREATE OR REPLACE FUNCTION meanwhile() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {what}; RETURN OLD; END $$;
+             CREATE OR REPLACE TRIGGER meanwhile BEFORE DELETE ON turnmill.sessions FOR EACH ROW WHEN (OLD.id = '{session}')
+               EXECUTE FUNCTION meanwhile();"
+        )
+    };
+    sql(&fleet, on_delete("s1", "RAISE EXCEPTION 'the plug was pulled'")).await;
+    let mut command = turnmill(&["erase", "--user", "u1", "--yes"]);
+    fails(command.env("DATABASE_URL", &url), &["the plug was pulled"]).await;
+    assert_eq!(all(&fleet, "SELECT id FROM turnmill.sessions").await, ["s1"], "the newest goes first");
+    assert_eq!(all(&fleet, "SELECT kind FROM turnmill.audit WHERE act = 'erase'").await, ["user"], "it is known that it was begun");
+    let made = "INSERT INTO turnmill.sessions (id, project_id, user_id, pool) VALUES ('s3', 'zoo', 'u1', 'default')";
+    sql(&fleet, on_delete("s1", made)).await;
+    let done = erased(&url, &["--user", "u1", "--yes"]).await;
+    assert!(done.contains("Erased, as erasure_"), "{done}");
+    assert_eq!(all(&fleet, "SELECT id FROM turnmill.sessions").await, [""; 0]);
+}
+
+#[sqlx::test(migrator = "turnmill::store::MIGRATOR")]
+async fn a_fork_that_has_saved_nothing_yet_is_in_the_way(pool: PgPool) {
+    let url = pool.connect_options().to_url_lossy().to_string();
+    let fleet = Fleet::new(pool);
+    let save = |turn: &str| {
+        format!(
+            "INSERT INTO turnmill.transcripts (turn_id, session_id, ordinal, data, bytes)
+             SELECT id, session_id, ordinal, 'gzip', 4 FROM turnmill.turns WHERE id = '{turn}'"
+        )
+    };
+    let first = cancelled(&fleet, None, "u1", "s1").await;
+    sql(&fleet, save(&first)).await;
+    // What it begins from was saved a turn earlier.
+    cancelled(&fleet, None, "u1", "s1").await;
+    let fork = fleet.store.fork("s1", None, None).await.unwrap();
+    let mut command = turnmill(&["erase", "--session", "s1", "--yes"]);
+    fails(command.env("DATABASE_URL", &url), &["1 forks have saved", &fork, "--with-unsaved-forks"]).await;
+    assert_eq!(fleet.store.erase_session("s1", false).await.unwrap(), Erasure::Forked, "also when it is made meanwhile");
+    assert_eq!(fleet.turn(&first).await.status, "cancelled");
+    let own = cancelled(&fleet, None, "u1", &fork).await;
+    sql(&fleet, save(&own)).await;
+    let done = erased(&url, &["--session", "s1", "--yes"]).await;
+    assert!(done.contains(&format!("{fork} was forked from it and stays")), "{done}");
+    assert_eq!(all(&fleet, "SELECT id FROM turnmill.turns").await, [own]);
+    // Together they go, the fork first.
+    let again = fleet.store.fork(&fork, None, None).await.unwrap();
+    erased(&url, &["--user", "u1", "--yes"]).await;
+    assert!(fleet.store.session(&again, &Bounds::default()).await.unwrap().is_none());
 }
