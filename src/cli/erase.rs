@@ -34,12 +34,8 @@ pub struct Erase {
     /// With --user: only that project's sessions; then the user's keys stay
     #[arg(long, value_name = "ID", requires = "user", value_parser = NonEmptyStringValueParser::new())]
     project: Option<String>,
-    /// With --user: only that tenant's sessions and keys; empty: those without one. Two tenants' users may have the same id
-    #[arg(long, value_name = "ID", requires = "user", conflicts_with = "all_tenants")]
-    tenant: Option<String>,
-    /// With --user: whoever is called so, in every tenant
-    #[arg(long, requires = "user")]
-    all_tenants: bool,
+    #[command(flatten)]
+    of: Of,
     /// Do it
     #[arg(long)]
     yes: bool,
@@ -52,6 +48,16 @@ pub struct Erase {
     /// Seconds to wait for turns to end and for workers to kill sandboxes
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     wait: u64,
+}
+
+#[derive(Debug, Args)]
+struct Of {
+    /// With --user: only that tenant's sessions and keys; empty: those without one. Two tenants' users may have the same id
+    #[arg(long, value_name = "ID", requires = "user", conflicts_with = "all_tenants")]
+    tenant: Option<String>,
+    /// With --user: whoever is called so, in every tenant
+    #[arg(long, requires = "user")]
+    all_tenants: bool,
 }
 
 #[derive(Debug, Args)]
@@ -117,9 +123,9 @@ impl Erase {
     /// Who it is: a user of one tenant, unless of all.
     async fn whose(&self, store: &Store) -> anyhow::Result<Whose> {
         let Some(id) = self.who.user.clone() else { return Ok(Whose::Session(self.who.session.clone().unwrap_or_default())) };
-        let (project, tenant) = (self.project.clone(), self.tenant.clone());
+        let (project, tenant) = (self.project.clone(), self.of.tenant.clone());
         let mut whose = Whose::User { id: id.clone(), project: project.clone(), tenant };
-        if self.tenant.is_none() && !self.all_tenants {
+        if self.of.tenant.is_none() && !self.of.all_tenants {
             let tenants = store.tenants_of(&whose).await?;
             anyhow::ensure!(
                 tenants.len() < 2,
