@@ -51,10 +51,11 @@ pub async fn fill(pool: &PgPool, turns: u32, blocks: u32, days: u32) -> anyhow::
     let mut said = Duration::ZERO;
     // Each of its statements is slow.
     let mut connection = pool.connect_options().as_ref().clone().disable_statement_logging().connect().await?;
-    // Nothing here refers to what is not there; and a statement may take as long as it takes.
-    let limits = "SET statement_timeout = 0; SET synchronous_commit = off; SET session_replication_role = replica";
+    // Nothing here refers to what is not there; and a statement may take as long as it takes, also to
+    // wait for an autovacuum that is at the same table.
+    let limits = "SET statement_timeout = 0; SET lock_timeout = 0; SET synchronous_commit = off; SET session_replication_role = replica";
     if connection.execute(limits).await.is_err() {
-        connection.execute("SET statement_timeout = 0; SET synchronous_commit = off").await?;
+        connection.execute("SET statement_timeout = 0; SET lock_timeout = 0; SET synchronous_commit = off").await?;
     }
     for from in (0..turns).step_by(BATCH as usize) {
         let to = (from + BATCH).min(turns);
