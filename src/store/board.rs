@@ -217,7 +217,7 @@ impl Store {
             Starts,
             r#"WITH first AS MATERIALIZED (
                  SELECT a.turn_id, a.taken_at, coalesce(a.agent_at, a.ended_at, clock_timestamp()) AS agent_at FROM turnmill.attempts a
-                 WHERE a.taken = 'claimed' AND a.taken_at > clock_timestamp() - interval '15 minutes' ORDER BY a.taken_at DESC LIMIT 500),
+                 WHERE a.taken = 'claimed' AND a.taken_at > statement_timestamp() - interval '15 minutes' ORDER BY a.taken_at DESC LIMIT 500),
                one AS MATERIALIZED (
                  SELECT extract(epoch FROM t.started_at - t.created_at)::float8 AS wait,
                    extract(epoch FROM f.agent_at - f.taken_at)::float8 AS startup,

@@ -169,7 +169,7 @@ impl Store {
                FROM (
                  (SELECT * FROM turnmill.corrections WHERE kind = 'orphan' AND done_at IS NULL LIMIT $1)
                  UNION ALL
-                 (SELECT * FROM turnmill.corrections WHERE kind = 'orphan' AND noticed_at > clock_timestamp() - interval '1 day' AND done_at IS NOT NULL ORDER BY noticed_at DESC LIMIT 5)) c
+                 (SELECT * FROM turnmill.corrections WHERE kind = 'orphan' AND noticed_at > statement_timestamp() - interval '1 day' AND done_at IS NOT NULL ORDER BY noticed_at DESC LIMIT 5)) c
                LEFT JOIN turnmill.sandbox_kills k ON k.sandbox_id = c.subject
                ORDER BY (c.done_at IS NOT NULL), c.noticed_at DESC"#,
             limit

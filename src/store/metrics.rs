@@ -138,7 +138,7 @@ impl Store {
         let closed = sqlx::query_file_scalar!("src/store/close_minutes.sql").fetch_one(&self.pool).await?;
         sqlx::query!(
             "DELETE FROM turnmill.metrics_minute WHERE minute IN (
-               SELECT minute FROM turnmill.metrics_minute WHERE minute < clock_timestamp() - interval '90 days' ORDER BY minute LIMIT 1000)"
+               SELECT minute FROM turnmill.metrics_minute WHERE minute < statement_timestamp() - interval '90 days' ORDER BY minute LIMIT 1000)"
         )
         .execute(&self.pool)
         .await?;
@@ -152,7 +152,7 @@ impl Store {
             Minute,
             r#"SELECT minute, closed, enqueued, started, completed, failed, cancelled, tries, tries_failed, cost_usd::float8 AS "cost_usd!",
                  wait_p95_s, ready, waiting, running, held, cap
-               FROM turnmill.metrics_minute WHERE minute >= date_trunc('minute', clock_timestamp()) - make_interval(mins => $1) ORDER BY minute"#,
+               FROM turnmill.metrics_minute WHERE minute >= date_trunc('minute', statement_timestamp()) - make_interval(mins => $1) ORDER BY minute"#,
             last
         )
         .fetch_all(&mut tx)
@@ -167,7 +167,7 @@ impl Store {
             r#"SELECT min(m.minute) FROM turnmill.metrics_minute m
                WHERE m.verdict = $1 AND m.minute > (
                  SELECT o.minute FROM turnmill.metrics_minute o
-                 WHERE o.verdict <> $1 AND o.minute > clock_timestamp() - interval '1 day' ORDER BY o.minute DESC LIMIT 1)"#,
+                 WHERE o.verdict <> $1 AND o.minute > statement_timestamp() - interval '1 day' ORDER BY o.minute DESC LIMIT 1)"#,
             verdict
         )
         .fetch_one(&mut tx)
@@ -182,7 +182,7 @@ impl Store {
             Failure,
             r#"WITH hour AS (
                  SELECT f.key, sum(f.value::bigint)::bigint AS n FROM turnmill.metrics_minute m CROSS JOIN jsonb_each_text(m.failures) f
-                 WHERE m.minute > clock_timestamp() - interval '1 hour' GROUP BY f.key)
+                 WHERE m.minute > statement_timestamp() - interval '1 hour' GROUP BY f.key)
                SELECT f.phase, f.code, f.first_at, f.last_at, f.tries, f.turns, coalesce(hour.n, 0) AS "last_hour!", f.last_turn_id, f.last_message
                FROM turnmill.failures f LEFT JOIN hour ON hour.key = f.phase || ' ' || f.code
                ORDER BY coalesce(hour.n, 0) DESC, f.last_at DESC LIMIT $1"#,
@@ -199,7 +199,7 @@ impl Store {
         let row = sqlx::query_as!(
             Tries,
             r#"WITH last AS MATERIALIZED (
-                 SELECT * FROM turnmill.metrics_minute WHERE closed AND minute > clock_timestamp() - interval '7 minutes' ORDER BY minute DESC LIMIT 5)
+                 SELECT * FROM turnmill.metrics_minute WHERE closed AND minute > statement_timestamp() - interval '7 minutes' ORDER BY minute DESC LIMIT 5)
                SELECT coalesce(sum(tries), 0) AS "tries!", coalesce(sum(tries_failed), 0) AS "failed!",
                  (SELECT f.key FROM last s CROSS JOIN jsonb_each_text(s.failures) f GROUP BY f.key ORDER BY sum(f.value::bigint) DESC, f.key LIMIT 1) AS commonest,
                  (SELECT extract(epoch FROM clock_timestamp() - max(lease_until))::float8 FROM turnmill.duties WHERE name = 'sample' AND worker_id IS NOT NULL) AS sampled_s

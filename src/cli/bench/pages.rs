@@ -98,8 +98,8 @@ pub async fn measure(store: &Store, mut config: Config, turns: u32) -> anyhow::R
     Ok(())
 }
 
-/// Turns that run as far as the database knows, each with its slot, and as many that wait for one; sandboxes paused beside
-/// them and some that are nobody's; tenants with budgets, of which some are spent; and what people have done.
+/// Turns that run as far as the database knows, each with its slot, taken in the last four hours, and as many that wait
+/// for one; sandboxes paused beside them and some that are nobody's; tenants with budgets, of which some are spent; and what people have done.
 async fn crowd(pool: &PgPool) -> anyhow::Result<()> {
     let running = "INSERT INTO turnmill.workers (id, lease_until, turns_max, host, pid, version) VALUES ('bench', clock_timestamp() + interval '1 day', 2000, 'bench', 1, '0');
       SELECT turnmill.enqueue_turn('x', project_id => 'bench', session_id => 'live-' || n, turn_id => 'live-' || n, tenant_id => 'tenant-' || n % 40) FROM generate_series(1, 2000) n;
@@ -109,8 +109,8 @@ async fn crowd(pool: &PgPool) -> anyhow::Result<()> {
         JOIN (SELECT id, row_number() OVER (ORDER BY id) AS nth FROM turnmill.slots) s USING (nth)),
       job AS (UPDATE turnmill.jobs j SET state = 'leased', worker_id = 'bench', epoch = picked.epoch, phase = 'agent', slot_id = picked.slot_id FROM picked WHERE j.turn_id = picked.turn_id),
       turn AS (UPDATE turnmill.turns t SET status = 'in_progress', started_at = clock_timestamp(), attempt = 1 FROM picked WHERE t.id = picked.turn_id),
-      noted AS (INSERT INTO turnmill.attempts (epoch, turn_id, attempt, generation, worker_id, taken, from_offset, from_seq, agent_at)
-                SELECT epoch, turn_id, 1, 1, 'bench', 'claimed', 0, 0, clock_timestamp() FROM picked)
+      noted AS (INSERT INTO turnmill.attempts (epoch, turn_id, attempt, generation, worker_id, taken, taken_at, from_offset, from_seq, agent_at)
+                SELECT epoch, turn_id, 1, 1, 'bench', 'claimed', clock_timestamp() - make_interval(mins => epoch::integer % 240), 0, 0, clock_timestamp() FROM picked)
       UPDATE turnmill.slots s SET state = 'busy', epoch = picked.epoch, turn_id = picked.turn_id, session_id = picked.session_id, nonce = 'n' || s.id,
         create_request = '{}', sandbox_id = 'sbx' || s.id, sandbox_at = clock_timestamp() FROM picked WHERE s.id = picked.slot_id;
       INSERT INTO turnmill.parked (sandbox_id, pool, session_id, holds, nonce, create_request, due_at)
