@@ -87,6 +87,9 @@ const LIVE_MAX: i64 = 5_000;
 const SESSIONS_MAX: i64 = 2_000;
 
 /// The statement around a source of turns, which gives columns of `turns` below ($1, $2), at most $3.
+///
+/// What belongs to one of these is looked up for each, under a LIMIT that keeps it so: left to join the tables, Postgres may
+/// read a whole one, or walk an index from end to end for what it takes to be at its start.
 macro_rules! found {
     ($source:tt, $filter:expr, $below:expr, $limit:expr, $tx:expr) => {
         found!($source, $filter, $below, $limit, $tx, false)
@@ -99,15 +102,15 @@ macro_rules! found {
             r#"WITH found AS MATERIALIZED (
                  SELECT t.*, s.pool, s.tenant_id
                  FROM ("# + $source + r#") t
-                 JOIN turnmill.sessions s ON s.id = t.session_id
+                 CROSS JOIN LATERAL (SELECT o.pool, o.tenant_id FROM turnmill.sessions o WHERE o.id = t.session_id LIMIT 1) s
                  WHERE ($4::text IS NULL OR t.status = $4) AND ($5::text IS NULL OR t.error_code = $5)
                    AND ($6::text IS NULL OR s.pool = $6) AND ($7::text IS NULL OR s.tenant_id = $7)
                    AND ($8::text IS NULL OR t.session_id = $8) AND ($9::text IS NULL OR position($9 IN t.id) > 0 OR t.session_id = $9)
-                   AND ($13::boolean OR $10::text IS NULL OR turnmill.wait_reason(t.id) = $10)
+                   AND ($13::boolean OR $10::text IS NULL OR (t.completed_at IS NULL AND turnmill.wait_reason(t.id) = $10))
                    AND ($12::text[] IS NULL OR t.id = ANY ($12))
                  ORDER BY t.created_at DESC, t.id DESC LIMIT $11)
                SELECT f.id AS "id!", f.session_id AS "session_id!", f.project_id AS "project_id!", f.tenant_id, f.pool AS "pool!",
-                 f.status AS "status!", turnmill.wait_reason(f.id) AS wait_reason, j.phase AS "phase?", f.attempt AS "attempt!", f.error_code,
+                 f.status AS "status!", CASE WHEN j.state <> 'leased' THEN turnmill.wait_reason(f.id) END AS wait_reason, j.phase AS "phase?", f.attempt AS "attempt!", f.error_code,
                  left(f.prompt, 200) AS "prompt_start!", f.cost_usd::float8 AS cost_usd, f.created_at AS "created_at!",
                  extract(epoch FROM coalesce(f.started_at, f.completed_at, clock_timestamp()) - f.created_at)::float8 AS "waited_s!",
                  extract(epoch FROM coalesce(f.completed_at, clock_timestamp()) - f.started_at)::float8 AS ran_s
@@ -215,7 +218,7 @@ impl Store {
                 filter, below, limit, tx
             ),
             Way::Live => found!(
-                "SELECT x.* FROM (SELECT turn_id FROM turnmill.jobs LIMIT $3) j JOIN turnmill.turns x ON x.id = j.turn_id
+                "SELECT x.* FROM (SELECT turn_id FROM turnmill.jobs LIMIT $3) j CROSS JOIN LATERAL (SELECT * FROM turnmill.turns y WHERE y.id = j.turn_id LIMIT 1) x
                  WHERE (x.created_at, x.id) < (coalesce($1::timestamptz, 'infinity'), coalesce($2::text, ''))",
                 filter, below, limit, tx
             ),
@@ -252,7 +255,7 @@ impl Store {
                    SELECT l.turn_id FROM live l JOIN kind k ON (k.state, k.pool) = (l.state, l.pool) AND k.later IS NOT DISTINCT FROM l.later
                      AND k.tenant IS NOT DISTINCT FROM l.tenant AND k.kept IS NOT DISTINCT FROM l.kept
                    WHERE k.reason = $10) w
-                 JOIN turnmill.turns x ON x.id = w.turn_id
+                 CROSS JOIN LATERAL (SELECT * FROM turnmill.turns y WHERE y.id = w.turn_id LIMIT 1) x
                  WHERE (x.created_at, x.id) < (coalesce($1::timestamptz, 'infinity'), coalesce($2::text, ''))",
                 filter,
                 below,

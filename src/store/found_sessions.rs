@@ -92,7 +92,8 @@ pub struct SessionKept {
     pub behind: i64,
 }
 
-/// The statement around a source of sessions, which gives columns of `sessions` below ($1, $2), at most $3.
+/// The statement around a source of sessions, which gives columns of `sessions` below ($1, $2), at most $3. It
+/// looks up what belongs to them as that of `found` does.
 macro_rules! found {
     ($source:tt, $wanted:expr, $below:expr, $limit:expr, $tx:expr) => {{
         let (at, id) = $below.clone().unzip();
@@ -101,7 +102,7 @@ macro_rules! found {
             r#"WITH found AS MATERIALIZED (
                  SELECT s.*, j.turn_id AS current_turn_id, j.phase, j.state AS job_state
                  FROM ("# + $source + r#") s
-                 LEFT JOIN turnmill.jobs j ON j.session_id = s.id AND j.state <> 'waiting'
+                 LEFT JOIN LATERAL (SELECT i.turn_id, i.phase, i.state FROM turnmill.jobs i WHERE i.session_id = s.id AND i.state <> 'waiting' LIMIT 1) j ON true
                  WHERE ($4::text IS NULL OR s.project_id = $4) AND ($5::text IS NULL OR s.tenant_id = $5) AND ($6::text IS NULL OR s.pool = $6)
                    AND ($7::text IS NULL OR $7 = CASE j.state WHEN 'leased' THEN 'running' WHEN 'ready' THEN 'waiting' ELSE 'idle' END)
                    AND ($8::text IS NULL OR position($8 IN s.id) > 0) AND ($10::text[] IS NULL OR s.id = ANY ($10))
@@ -195,7 +196,7 @@ impl Store {
             Way::Live => found!(
                 "SELECT x.* FROM (
                    SELECT session_id FROM turnmill.jobs WHERE state = CASE $7 WHEN 'running' THEN 'leased' ELSE 'ready' END LIMIT $3) l
-                 JOIN turnmill.sessions x ON x.id = l.session_id
+                 CROSS JOIN LATERAL (SELECT * FROM turnmill.sessions y WHERE y.id = l.session_id LIMIT 1) x
                  WHERE (x.created_at, x.id) < (coalesce($1::timestamptz, 'infinity'), coalesce($2::text, ''))",
                 wanted, below, limit, tx
             ),
