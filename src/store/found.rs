@@ -75,10 +75,15 @@ pub struct FoundPage {
     pub next: Below,
     /// Nothing more was found among so many; `next` goes on from there.
     pub gave_up: bool,
+    /// How many those are.
+    pub looked_at: i64,
 }
 
 /// Turns that one page looks at.
 pub const LOOKED_AT_MAX: i64 = 20_000;
+
+/// The same where they are far apart: each of them is on a page of the table for itself.
+const APART_MAX: i64 = 5_000;
 
 /// Up to so many unfinished turns are looked at one by one; more are many of the newest, too.
 const LIVE_MAX: i64 = 5_000;
@@ -91,11 +96,11 @@ const SESSIONS_MAX: i64 = 2_000;
 /// What belongs to one of these is looked up for each, under a LIMIT that keeps it so: left to join the tables, Postgres may
 /// read a whole one, or walk an index from end to end for what it takes to be at its start.
 macro_rules! found {
-    ($source:tt, $filter:expr, $below:expr, $limit:expr, $tx:expr) => {
-        found!($source, $filter, $below, $limit, $tx, false)
+    ($source:tt, $filter:expr, $below:expr, $most:expr, $limit:expr, $tx:expr) => {
+        found!($source, $filter, $below, $most, $limit, $tx, false)
     };
     // asked: the source has asked for the reason already.
-    ($source:tt, $filter:expr, $below:expr, $limit:expr, $tx:expr, $asked:expr) => {{
+    ($source:tt, $filter:expr, $below:expr, $most:expr, $limit:expr, $tx:expr, $asked:expr) => {{
         let (at, id) = $below.clone().unzip();
         sqlx::query_as!(
             FoundTurn,
@@ -118,7 +123,7 @@ macro_rules! found {
                ORDER BY f.created_at DESC, f.id DESC"#,
             at,
             id,
-            LOOKED_AT_MAX,
+            $most,
             $filter.status,
             $filter.error,
             $filter.pool,
@@ -149,6 +154,13 @@ enum Way {
     Newest,
 }
 
+impl Way {
+    /// Turns that one page looks at along it.
+    fn most(self) -> i64 {
+        if matches!(self, Self::Trouble | Self::Error) { APART_MAX } else { LOOKED_AT_MAX }
+    }
+}
+
 impl Store {
     /// A page of turns, newest first.
     pub async fn find_turns(&self, filter: &TurnFilter, below: &Below, limit: i64) -> sqlx::Result<FoundPage> {
@@ -170,10 +182,10 @@ impl Store {
         turns.truncate(usize::try_from(limit).unwrap_or(0));
         if more {
             let next = turns.last().map(|turn| (turn.created_at, turn.id.clone()));
-            return Ok(FoundPage { turns, next, gave_up: false });
+            return Ok(FoundPage { turns, next, gave_up: false, looked_at: way.most() });
         }
         let next = self.looked_until(way, filter, below).await?;
-        Ok(FoundPage { gave_up: next.is_some(), turns, next })
+        Ok(FoundPage { gave_up: next.is_some(), looked_at: way.most(), turns, next })
     }
 
     /// Turns that came since, up to a hundred: more are "many".
@@ -210,37 +222,39 @@ impl Store {
     }
 
     async fn along(&self, way: Way, filter: &TurnFilter, below: &Below, limit: i64) -> sqlx::Result<Vec<FoundTurn>> {
+        let most = way.most();
         let mut tx = self.pool.glance().await?;
         let found = match way {
             Way::Session => found!(
                 "SELECT * FROM turnmill.turns WHERE session_id = $8 AND (created_at, id) < (coalesce($1::timestamptz, 'infinity'), coalesce($2::text, ''))
                  ORDER BY ordinal DESC LIMIT $3",
-                filter, below, limit, tx
+                filter, below, most, limit, tx
             ),
             Way::Live => found!(
                 "SELECT x.* FROM (SELECT turn_id FROM turnmill.jobs LIMIT $3) j CROSS JOIN LATERAL (SELECT * FROM turnmill.turns y WHERE y.id = j.turn_id LIMIT 1) x
                  WHERE (x.created_at, x.id) < (coalesce($1::timestamptz, 'infinity'), coalesce($2::text, ''))",
-                filter, below, limit, tx
+                filter, below, most, limit, tx
             ),
             Way::Error => found!(
                 "SELECT * FROM turnmill.turns WHERE error_code = $5 AND (created_at, id) < (coalesce($1::timestamptz, 'infinity'), coalesce($2::text, ''))
                  ORDER BY created_at DESC, id DESC LIMIT $3",
-                filter, below, limit, tx
+                filter, below, most, limit, tx
             ),
             Way::Trouble => found!(
                 "SELECT * FROM turnmill.turns WHERE error_code IS NOT NULL AND (created_at, id) < (coalesce($1::timestamptz, 'infinity'), coalesce($2::text, ''))
                  ORDER BY created_at DESC, id DESC LIMIT $3",
-                filter, below, limit, tx
+                filter, below, most, limit, tx
             ),
             Way::Id => found!(
                 "SELECT * FROM turnmill.turns WHERE id ~>=~ $9 AND id ~<~ ($9 || chr(1114111))
                    AND (created_at, id) < (coalesce($1::timestamptz, 'infinity'), coalesce($2::text, '')) LIMIT $3",
                 filter,
                 below,
+                most,
                 limit,
                 tx
             ),
-            Way::Ids => found!("SELECT * FROM turnmill.turns WHERE id = ANY ($12) AND (created_at, id) < (coalesce($1::timestamptz, 'infinity'), coalesce($2::text, '')) LIMIT $3", filter, below, limit, tx),
+            Way::Ids => found!("SELECT * FROM turnmill.turns WHERE id = ANY ($12) AND (created_at, id) < (coalesce($1::timestamptz, 'infinity'), coalesce($2::text, '')) LIMIT $3", filter, below, most, limit, tx),
             // One of each kind is asked, as `waits` does: of thousands, one by one, nobody could wait for the answer.
             Way::Reason => found!(
                 "SELECT x.* FROM (
@@ -259,6 +273,7 @@ impl Store {
                  WHERE (x.created_at, x.id) < (coalesce($1::timestamptz, 'infinity'), coalesce($2::text, ''))",
                 filter,
                 below,
+                most,
                 limit,
                 tx,
                 true
@@ -267,12 +282,12 @@ impl Store {
                 "SELECT x.* FROM (SELECT id FROM turnmill.sessions WHERE tenant_id = $7 ORDER BY created_at DESC, id DESC LIMIT 2000) o
                  CROSS JOIN LATERAL (SELECT * FROM turnmill.turns y WHERE y.session_id = o.id ORDER BY y.ordinal DESC LIMIT 200) x
                  WHERE (x.created_at, x.id) < (coalesce($1::timestamptz, 'infinity'), coalesce($2::text, '')) LIMIT $3::bigint * 5",
-                filter, below, limit, tx
+                filter, below, most, limit, tx
             ),
             Way::Newest => found!(
                 "SELECT * FROM turnmill.turns WHERE (created_at, id) < (coalesce($1::timestamptz, 'infinity'), coalesce($2::text, ''))
                  ORDER BY created_at DESC, id DESC LIMIT $3",
-                filter, below, limit, tx
+                filter, below, most, limit, tx
             ),
         };
         tx.done(found).await
@@ -298,7 +313,7 @@ impl Store {
                 ORDER BY created_at DESC, id DESC OFFSET $3::bigint - 1 LIMIT 1)"#,
             at,
             id,
-            LOOKED_AT_MAX,
+            way.most(),
             filter.error.as_deref().filter(|_| way == Way::Error),
             only_trouble,
         )

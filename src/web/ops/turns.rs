@@ -13,7 +13,7 @@ use super::enter::Viewer;
 use super::frame::{Fault, Frame, page_of, part_of};
 use super::lists::{self, BETWEEN, IDS_MAX_BYTES, some};
 use super::look::{self, Mark};
-use crate::store::{FoundPage, FoundTurn, LOOKED_AT_MAX, TurnFilter};
+use crate::store::{FoundPage, FoundTurn, TurnFilter};
 
 /// Turns of a page.
 const PAGE: i64 = 50;
@@ -127,6 +127,7 @@ struct List {
     newer: i64,
     next: String,
     gave_up: bool,
+    looked_at: i64,
     first_page: bool,
     again: String,
     as_of: DateTime<Utc>,
@@ -156,6 +157,7 @@ impl List {
             newer,
             next: page.next.as_ref().map(|(at, id)| lists::place(LIST, *at, id)).unwrap_or_default(),
             gave_up: page.gave_up,
+            looked_at: page.looked_at,
             first_page: wanted.below.is_empty(),
             again: if wanted.ids.is_empty() || ids.len() <= IDS_MAX_BYTES { again } else { String::new() },
             as_of: app.store.clock().await?,
@@ -182,8 +184,8 @@ impl List {
         lists::newer_words(self.newer)
     }
 
-    fn looked_at() -> String {
-        look::count(LOOKED_AT_MAX)
+    fn looked_at(&self) -> String {
+        look::count(self.looked_at)
     }
 }
 
