@@ -115,7 +115,7 @@ macro_rules! found {
                    AND ($12::text[] IS NULL OR t.id = ANY ($12))
                  ORDER BY t.created_at DESC, t.id DESC LIMIT $11)
                SELECT f.id AS "id!", f.session_id AS "session_id!", f.project_id AS "project_id!", f.tenant_id, f.pool AS "pool!",
-                 f.status AS "status!", CASE WHEN j.state <> 'leased' THEN turnmill.wait_reason(f.id) END AS wait_reason, j.phase AS "phase?", f.attempt AS "attempt!", f.error_code,
+                 f.status AS "status!", CASE WHEN $13 THEN $10 WHEN j.state <> 'leased' THEN turnmill.wait_reason(f.id) END AS wait_reason, j.phase AS "phase?", f.attempt AS "attempt!", f.error_code,
                  left(f.prompt, 200) AS "prompt_start!", f.cost_usd::float8 AS cost_usd, f.created_at AS "created_at!",
                  extract(epoch FROM coalesce(f.started_at, f.completed_at, clock_timestamp()) - f.created_at)::float8 AS "waited_s!",
                  extract(epoch FROM coalesce(f.completed_at, clock_timestamp()) - f.started_at)::float8 AS ran_s
