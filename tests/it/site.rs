@@ -114,7 +114,8 @@ impl Site {
         config.keys.master = self.master.clone().into();
         (self.change)(&mut config.web);
         // A LISTEN keeps a connection for good: one of its own, as the server's process has it.
-        self.fleet.store.create_roles().await.unwrap();
+        // Over the tests' own connections: the one that a store has beside PgBouncer may be a LISTEN's.
+        Store::new(self.fleet.pool.clone()).create_roles().await.unwrap();
         let url = format!("{}&options[role]=turnmill_web", self.fleet.pool.connect_options().to_url_lossy());
         let mut options = store::Options::new(&url, 8);
         options.limits.pgbouncer = !self.hears;
